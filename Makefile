@@ -1,0 +1,34 @@
+# make run    set up .venv, then the main job on the embedded digits: a compact robust network and a report
+# make test   set up .venv, then every test
+# make quick  the tests that take seconds
+# make check  what CI checks besides: ruff, mypy --strict, the floors
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/digits
+SETUP := $(VENV)/.ready
+
+.PHONY: run test quick check setup clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt tools/setup.sh
+	@bash tools/setup.sh "$(PYTHON)" "$(VENV)"
+
+run: $(SETUP)
+	@$(BIN)/hydraprune compare recipes/digits.yaml --jobs auto --out $(OUT)
+
+test: $(SETUP)
+	@$(BIN)/python -m pytest
+
+quick: $(SETUP)
+	@$(BIN)/python -m pytest -m "not slow"
+
+check: $(SETUP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) runs build

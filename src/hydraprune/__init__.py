@@ -1,0 +1,1 @@
+"""hydraprune: small networks that stay robust."""

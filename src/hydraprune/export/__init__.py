@@ -1,0 +1,1 @@
+"""Networks out: compact artefact, dense state dict, ONNX."""

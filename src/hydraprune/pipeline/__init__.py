@@ -1,0 +1,1 @@
+"""Recipes, stages, runs and comparisons."""
