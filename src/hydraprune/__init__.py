@@ -1,1 +1,43 @@
-"""hydraprune: small networks that stay robust."""
+"""hydraprune: networks 10 to 100 times smaller that stay robust against adversarial examples.
+
+    import hydraprune as hp
+    result = hp.run(hp.Recipe(...), out="runs/mine", model=my_network, dataset=my_data)
+
+The parts are packages of their own: `hydraprune.sparsity`, `.attacks`, `.objectives`, `.data`, `.models`, …
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from hydraprune.version import __version__
+
+if TYPE_CHECKING:
+    from hydraprune.data import Dataset, Split
+    from hydraprune.pipeline import Comparison, Data, Evaluation, Model, Pruning, Recipe, RunResult, compare, run
+
+__all__ = [
+    "Comparison",
+    "Data",
+    "Dataset",
+    "Evaluation",
+    "Model",
+    "Pruning",
+    "Recipe",
+    "RunResult",
+    "Split",
+    "__version__",
+    "compare",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and the pipeline only when they are asked for, so that `--help` and `--version` are quick."""
+    if name in {"Dataset", "Split"}:
+        from hydraprune import data  # noqa: PLC0415 - the purpose of this function
+
+        return getattr(data, name)
+    if name in __all__:
+        from hydraprune import pipeline  # noqa: PLC0415
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'hydraprune' has no attribute '{name}'")

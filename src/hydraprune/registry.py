@@ -39,7 +39,7 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except KeyError:
-            raise UserError(self._unknown(name)) from None
+            raise UserError(self.unknown(name)) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -51,7 +51,8 @@ class Registry(Generic[T]):
         """Return the name under which `entry` was filed."""
         return next(name for name, known in self._entries.items() if known is entry)
 
-    def _unknown(self, name: str) -> str:
+    def unknown(self, name: str) -> str:
+        """Return the complaint about a name that is not here."""
         near = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         return f"unknown {self.kind} '{name}'{hint}; known: {', '.join(self._entries)}"

@@ -1,1 +1,7 @@
-"""Norms and one PGD loop."""
+"""Attacks: exact radii, norms, and one PGD loop for training and evaluation."""
+
+from hydraprune.attacks.eps import Eps
+from hydraprune.attacks.norms import L2, NORMS, Linf, Norm
+from hydraprune.attacks.pgd import PGD, eval_mode, outside
+
+__all__ = ["L2", "NORMS", "PGD", "Eps", "Linf", "Norm", "eval_mode", "outside"]

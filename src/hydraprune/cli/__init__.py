@@ -1,1 +1,5 @@
-"""The command line: hydraprune …"""
+"""The command line: `hydraprune …`, also `python -m hydraprune`."""
+
+from hydraprune.cli.main import main
+
+__all__ = ["main"]

@@ -1,1 +1,18 @@
-"""Networks out: compact artefact, dense state dict, ONNX."""
+"""Networks that leave the house: compact artefact, ONNX, dense state dict; each checked by a round trip."""
+
+from hydraprune.export.compact import Architecture, CompactNetwork, load_compact, read_architecture, save_compact
+from hydraprune.export.onnx import save_onnx
+from hydraprune.export.size import dense_size_bytes
+from hydraprune.export.state_dict import load_state_dict, save_state_dict
+
+__all__ = [
+    "Architecture",
+    "CompactNetwork",
+    "dense_size_bytes",
+    "load_compact",
+    "load_state_dict",
+    "read_architecture",
+    "save_compact",
+    "save_onnx",
+    "save_state_dict",
+]

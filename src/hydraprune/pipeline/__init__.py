@@ -1,1 +1,33 @@
-"""Recipes, stages, runs and comparisons."""
+"""The pipeline: recipes, stages in folders named by content, runs and comparisons."""
+
+from hydraprune.pipeline.project import Project, open_project
+from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
+from hydraprune.pipeline.recipe_file import as_dict, from_arguments, load, recipe_parser, split_arguments, to_yaml
+from hydraprune.pipeline.results import read_results, stage_folders
+from hydraprune.pipeline.runs import RunResult, compare, make_stage, run
+from hydraprune.pipeline.target import Target, open_target
+
+__all__ = [
+    "Comparison",
+    "Data",
+    "Evaluation",
+    "Model",
+    "Project",
+    "Pruning",
+    "Recipe",
+    "RunResult",
+    "Target",
+    "as_dict",
+    "compare",
+    "from_arguments",
+    "load",
+    "make_stage",
+    "open_project",
+    "open_target",
+    "read_results",
+    "recipe_parser",
+    "run",
+    "split_arguments",
+    "stage_folders",
+    "to_yaml",
+]

@@ -1,0 +1,85 @@
+"""Norms of the threat model: what a ball is, how to start in it, step in it and come back to it."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from hydraprune.registry import Registry
+
+NORMS: Registry["Norm"] = Registry("norm")
+
+
+class Norm(ABC):
+    """A norm over whole images; every method works on a batch (batch, ...) and on each image by itself."""
+
+    @abstractmethod
+    def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
+        """Return perturbations drawn uniformly from the ball of radius `eps`, of the shape of `images`."""
+
+    @abstractmethod
+    def normalize(self, gradient: Tensor) -> Tensor:
+        """Return the steepest ascent direction of norm 1 for each image (0 where the gradient is 0)."""
+
+    @abstractmethod
+    def project(self, perturbation: Tensor, eps: float) -> Tensor:
+        """Return the nearest point of the ball of radius `eps`."""
+
+    @abstractmethod
+    def size(self, perturbation: Tensor) -> Tensor:
+        """Return the norm of each image's perturbation, (batch,)."""
+
+
+class Linf(Norm):
+    """The largest change of any pixel."""
+
+    def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw each pixel uniformly from [−ε, ε]."""
+        return torch.empty_like(images).uniform_(-eps, eps, generator=generator)
+
+    def normalize(self, gradient: Tensor) -> Tensor:
+        """Return the sign."""
+        return gradient.sign()
+
+    def project(self, perturbation: Tensor, eps: float) -> Tensor:
+        """Clip each pixel to [−ε, ε]."""
+        return perturbation.clamp(-eps, eps)
+
+    def size(self, perturbation: Tensor) -> Tensor:
+        """Return max |δ|."""
+        return perturbation.abs().flatten(1).amax(1)
+
+
+class L2(Norm):
+    """The Euclidean length of the change."""
+
+    def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw uniformly from the ball: a Gaussian direction times ε · u^(1/d)."""
+        direction = torch.empty_like(images).normal_(generator=generator)
+        dimensions = images[0].numel()
+        uniform = torch.empty(len(images), device=images.device).uniform_(generator=generator)
+        radius = eps * uniform ** (1.0 / dimensions)
+        return self.normalize(direction) * _per_image(radius, images)
+
+    def normalize(self, gradient: Tensor) -> Tensor:
+        """Divide by the length."""
+        length = _per_image(self.size(gradient), gradient)
+        return torch.where(length > 0, gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny), 0.0)
+
+    def project(self, perturbation: Tensor, eps: float) -> Tensor:
+        """Shorten what is longer than ε."""
+        length = _per_image(self.size(perturbation), perturbation)
+        return perturbation * (eps / length.clamp_min(torch.finfo(perturbation.dtype).tiny)).clamp_max(1.0)
+
+    def size(self, perturbation: Tensor) -> Tensor:
+        """Return ‖δ‖₂."""
+        length: Tensor = torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+        return length
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+NORMS.register("linf")(Linf())
+NORMS.register("l2")(L2())

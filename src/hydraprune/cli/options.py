@@ -1,0 +1,71 @@
+"""Commands without a recipe: a frozen dataclass is the signature, the help and the parser."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from hydraprune import pipeline
+from hydraprune.errors import UserError
+from hydraprune.pipeline import Target
+
+O = TypeVar("O")  # noqa: E741 - options
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data other than what the network was trained on.
+
+    Args:
+        name: a data set; `--data NAME` for short. By default the one that the network was trained on.
+        root: the folder that holds its files; by default ./data.
+    """
+
+    name: str | None = None
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which network is meant.
+
+    Args:
+        target: a compact artefact, a run folder with one network, or a stage folder; also the first plain argument.
+        model: package.module:factory, for a network that is not one of hydraprune's architectures.
+        weights: its state dict, when there is no TARGET.
+        data: which data set, and where its files are.
+    """
+
+    target: Path | None = None
+    model: str | None = None
+    weights: Path | None = None
+    data: DataOptions = DataOptions()
+
+    def open(self) -> Target:
+        """Load the network."""
+        return pipeline.open_target(
+            self.target, factory=self.model, weights=self.weights, data=self.data.name, root=self.data.root
+        )
+
+
+def parse(kind: type[O], program: str, words: Sequence[str]) -> O:
+    """Parse command-line words into `kind`, a frozen dataclass; `UserError` in one line for a mistake."""
+    words = list(words)
+    if words and not words[0].startswith("-"):
+        words = ["--target", *words]
+    words = [
+        "--data.name" + word.removeprefix("--data") if re.match(r"--data(=|$)", word) else word for word in words
+    ]
+    parser = ArgumentParser(
+        prog=program, usage=f"{program} [TARGET] [--OPTION VALUE …]", exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_class_arguments(kind)
+    try:
+        values = parser.instantiate(parser.parse_args(words))
+    except ArgumentError as error:
+        raise UserError(re.sub(r":?\s*\n\s*", ": ", str(error).strip())) from None
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

@@ -1,0 +1,170 @@
+"""`report`, `status`, `data`, `models`: commands that show what is there."""
+
+import fcntl
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hydraprune import data, models, pipeline, reports
+from hydraprune.cli.options import parse
+from hydraprune.cli.output import say
+from hydraprune.errors import UserError
+from hydraprune.io import read_json
+from hydraprune.paths import RunPaths, StagePaths
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """A run folder.
+
+    Args:
+        target: the run folder; also the first plain argument.
+        json: print one JSON object on stdout instead of a table.
+    """
+
+    target: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What data sets there are, and whether their files are whole.
+
+    Args:
+        target: list or verify; also the first plain argument.
+        name: the data set to verify; also the second plain argument.
+        root: the folder that holds its files; none means ./data.
+        json: print one JSON object on stdout instead of a table.
+    """
+
+    target: str = "list"
+    name: str | None = None
+    root: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The architectures that come with hydraprune.
+
+    Args:
+        json: print one JSON object on stdout instead of a table.
+    """
+
+    json: bool = False
+
+
+def command(name: str, words: Sequence[str]) -> int:
+    """Show what was asked for."""
+    {"report": _report, "status": _status, "data": _data, "models": _models}[name](words)
+    return 0
+
+
+def _report(words: Sequence[str]) -> None:
+    options = parse(FolderOptions, "hydraprune report", words)
+    folder = _folder(options)
+    written = reports.write(folder)
+    if options.json:
+        say(json.dumps({"markdown": str(written.markdown), "html": str(written.html)}))
+        return
+    Console(file=sys.stdout).print(reports.terminal_table(read_json(RunPaths(folder).results)))
+    say(f"report  {written.html}")
+
+
+def _status(words: Sequence[str]) -> None:
+    options = parse(FolderOptions, "hydraprune status", words)
+    folder = _folder(options)
+    if not RunPaths(folder).stages.is_dir():
+        raise UserError(f"'{folder}' is not a run folder: it has no stages")
+    records = [_stage_record(stage) for stage in pipeline.stage_folders(folder)]
+    if options.json:
+        say(json.dumps({"folder": str(folder), "stages": records}))
+        return
+    table = Table("stage", "state", "epochs", "seconds", "validation benign / robust")
+    for record in records:
+        last = record["validation_benign"], record["validation_robust"]
+        shown = " / ".join(f"{value:.1%}" for value in last if value is not None)
+        seconds = "" if record["seconds"] is None else f"{record['seconds']:.1f}"
+        table.add_row(record["stage"], record["state"], str(record["epochs"] or ""), seconds, shown)
+    Console(file=sys.stdout).print(table)
+
+
+def _stage_record(stage: StagePaths) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "stage": stage.folder.name,
+        "state": _state(stage),
+        "epochs": None,
+        "seconds": None,
+        "validation_benign": None,
+        "validation_robust": None,
+    }
+    if stage.outcome.exists():
+        outcome = read_json(stage.outcome)
+        record |= {key: outcome.get(key) for key in ("epochs", "seconds")}
+    if stage.history.exists() and (epochs := read_json(stage.history)["epochs"]):
+        record |= {key: epochs[-1][key] for key in ("validation_benign", "validation_robust")}
+    return record
+
+
+def _state(stage: StagePaths) -> str:
+    """Return finished, running, or stopped (with or without a state to go on from)."""
+    if stage.outcome.exists():
+        return "finished"
+    if stage.lock.exists():
+        with stage.lock.open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "running"
+    return "stopped, state saved" if stage.checkpoint.exists() else "stopped"
+
+
+def _data(words: Sequence[str]) -> None:
+    words = list(words)
+    if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
+        words.insert(1, "--name")
+    options = parse(DataOptions, "hydraprune data", words)
+    if options.target == "list":
+        _show_rows([_plain(info) for info in data.infos()], options.json, ("name", "description", "in_shape"))
+    elif options.target == "verify":
+        if options.name is None:
+            raise UserError(f"say which data set to verify: {', '.join(data.DATASETS)}")
+        checked = [{"file": file, "state": state} for file, state in data.verify(options.name, options.root)]
+        _show_rows(checked, options.json, ("file", "state"))
+    else:
+        raise UserError(f"unknown action '{options.target}'; known: list, verify")
+
+
+def _models(words: Sequence[str]) -> None:
+    options = parse(ModelOptions, "hydraprune models", words)
+    rows = [_plain(row) for row in models.table()]
+    _show_rows(rows, options.json, tuple(rows[0]))
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    assert is_dataclass(value) and not isinstance(value, type)
+    return {key: item for key, item in asdict(value).items() if not isinstance(item, Callable)}  # type: ignore[arg-type]
+
+
+def _show_rows(rows: list[dict[str, Any]], as_json: bool, columns: Sequence[str]) -> None:
+    if as_json:
+        say(json.dumps(rows, default=str))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*("×".join(map(str, v)) if isinstance(v := row[c], tuple) else f"{v}" for c in columns))
+    Console(file=sys.stdout).print(table)
+
+
+def _folder(options: FolderOptions) -> Path:
+    if options.target is None:
+        raise UserError("say which run folder is meant")
+    if not options.target.is_dir():
+        raise UserError(f"no such folder: '{options.target}'")
+    return options.target

@@ -1,0 +1,122 @@
+"""`run`, `compare`, `pretrain`, `prune`, `finetune`: commands that take a recipe."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from rich.console import Console
+
+from hydraprune import pipeline, reports
+from hydraprune.cli.output import say
+from hydraprune.console import TerminalProgress
+from hydraprune.engine import graceful
+from hydraprune.errors import RecipeError, UserError
+from hydraprune.io import read_json
+from hydraprune.paths import RunPaths
+from hydraprune.pipeline import Recipe, RunResult
+from hydraprune.pipeline.runs import StageName
+
+T = TypeVar("T")
+
+DESCRIPTION = """Give a recipe as YAML, options of the same names, or both: options win. Without a recipe the
+values are those of the job on digits. A command that was stopped goes on where it was when it is given again."""
+
+
+def command(name: str, words: Sequence[str]) -> int:
+    """Read the recipe, do the work, print the table and where things are."""
+    parser = pipeline.recipe_parser(
+        prog=f"hydraprune {name}",
+        usage=f"hydraprune {name} [RECIPE.yaml] [--out DIR] [--KEY VALUE …]",
+        description=DESCRIPTION,
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="The run folder.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object on stdout instead of a table.")
+    parser.add_argument(
+        "--checkpoint_every", type=float, default=60.0, help="Seconds between two savings of an unfinished stage."
+    )
+    if name == "compare":
+        parser.add_argument(
+            "--criteria", help="Criteria to compare, such as hydra,lwm,random (default: the recipe's)."
+        )
+        parser.add_argument("--allocations", help="Allocations to compare, such as uniform,global.")
+        parser.add_argument("--sparsities", help="Sparsities to compare, such as 0.9,0.95,0.99.")
+        parser.add_argument("--seeds", help="Seeds to run, such as 0,1,2.")
+        parser.add_argument(
+            "--jobs", default="1", help="Networks at once, in processes of their own; auto means one a core."
+        )
+    recipe, others = pipeline.split_arguments(words, parser)
+    with graceful(), TerminalProgress() as progress:
+        if name in {"run", "compare"}:
+            if name == "compare":
+                recipe = with_grid(recipe, others.criteria, others.allocations, others.sparsities, others.seeds)
+                result = pipeline.compare(
+                    recipe,
+                    others.out,
+                    jobs=_jobs(others.jobs),
+                    progress=progress,
+                    checkpoint_every_s=others.checkpoint_every,
+                )
+            else:
+                result = pipeline.run(
+                    recipe, others.out, progress=progress, checkpoint_every_s=others.checkpoint_every
+                )
+            _show(result, others.json)
+        else:
+            stage = pipeline.make_stage(
+                recipe,
+                others.out,
+                cast("StageName", name),
+                progress=progress,
+                checkpoint_every_s=others.checkpoint_every,
+            )
+            outcome = read_json(stage.outcome) | {"folder": str(stage.folder)}
+            say(json.dumps(outcome) if others.json else f"{name}: {stage.folder}")
+    return 0
+
+
+def with_grid(
+    recipe: Recipe, criteria: str | None, allocations: str | None, sparsities: str | None, seeds: str | None
+) -> Recipe:
+    """Return the recipe with the comma-separated lists that were given in its grid; `UserError` for a bad one."""
+    grid = recipe.compare
+    for key, text, read in (
+        ("criteria", criteria, str),
+        ("allocations", allocations, str),
+        ("sparsities", sparsities, float),
+        ("seeds", seeds, int),
+    ):
+        if text is not None:
+            grid = dataclasses.replace(grid, **{key: _list(key, text, cast("Callable[[str], Any]", read))})
+    recipe = dataclasses.replace(recipe, compare=grid)
+    if complaints := recipe.complaints():
+        raise RecipeError("command line", complaints)
+    return recipe
+
+
+def _list(key: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
+    try:
+        return tuple(read(part.strip()) for part in text.strip("[]").split(","))
+    except ValueError:
+        raise UserError(f"--{key} takes numbers separated by commas, got '{text}'") from None
+
+
+def _jobs(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--jobs takes a number of at least 1 or auto, got '{text}'")
+    return int(text)
+
+
+def _show(result: RunResult, as_json: bool) -> None:
+    written = reports.write(result.paths.folder)
+    results = read_json(RunPaths(result.paths.folder).results)
+    if as_json:
+        say(json.dumps(results))
+        return
+    Console(file=sys.stdout).print(reports.terminal_table(results))
+    say(f"report             {written.html}")
+    say(f"smallest artefact  {result.artefact}  ({result.artefact.stat().st_size:,} bytes)")

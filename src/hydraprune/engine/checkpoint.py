@@ -1,0 +1,102 @@
+"""One state, saved whole: what a killed stage needs to end in the same bits as one never killed."""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hydraprune.errors import UserError
+from hydraprune.io import atomic_path
+
+
+@dataclass
+class Best:
+    """The best epoch on the validation split so far."""
+
+    epoch: int = -1
+    value: float = -1.0
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class TrainState:
+    """All that changes while a stage runs.
+
+    The loader's position is (epoch, batch); schedules are functions of it. `totals` holds the current epoch's sums
+    of losses, of right answers and of images, float64, on the model's device: reading it would make a GPU wait.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0
+    batch: int = 0
+    totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write everything, with the state of every random generator, atomically."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "totals": self.totals,
+            "history": self.history,
+            "best": vars(self.best),
+            "seconds": self.seconds,
+            "random": random_state(),
+        }
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        """Restore what `save` wrote; `UserError` when the file is not such a state."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.epoch, self.batch = state["epoch"], state["batch"]
+            self.totals = state["totals"].to(self.totals.device)
+            self.history = state["history"]
+            self.best = Best(**state["best"])
+            self.seconds = state["seconds"]
+            set_random_state(state["random"])
+        except Exception as error:  # noqa: BLE001 - torch.load raises many kinds for a broken file
+            raise UserError(f"'{path}' is not a usable checkpoint ({error}); delete it to start anew") from None
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that training may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of Python's, NumPy's and torch's generators as plain values and tensors."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    version, numbers, gauss = random.getstate()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,68 @@
+"""Optimisers as values: what they are is part of the recipe, what they hold is built for each stage."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hydraprune.registry import Registry
+
+OPTIMISERS: Registry[type["Optimiser"]] = Registry("optimiser")
+
+
+class Optimiser(ABC):
+    """An update rule with its parameters; `lr` is the rate that the schedule multiplies."""
+
+    lr: float
+
+    @abstractmethod
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return a fresh torch optimiser over `parameters`."""
+
+
+@OPTIMISERS.register("sgd")
+@dataclass(frozen=True)
+class SGD(Optimiser):
+    """Stochastic gradient descent with momentum.
+
+    Args:
+        lr: learning rate at the schedule's peak.
+        momentum: of the velocity.
+        weight_decay: added to the gradient as weight_decay · parameter.
+        nesterov: look ahead by the momentum.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return torch.optim.SGD."""
+        return torch.optim.SGD(
+            parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
+
+
+@OPTIMISERS.register("adam")
+@dataclass(frozen=True)
+class Adam(Optimiser):
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980).
+
+    Args:
+        lr: learning rate at the schedule's peak.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        weight_decay: added to the gradient as weight_decay · parameter.
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return torch.optim.Adam."""
+        return torch.optim.Adam(parameters, self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)

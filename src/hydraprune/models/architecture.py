@@ -1,0 +1,50 @@
+"""What an architecture is to the rest of hydraprune: a name, a builder and the facts about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from hydraprune.registry import Registry
+
+Shape = tuple[int, int, int]
+Builder = Callable[[Shape, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of `MODELS`.
+
+    Args:
+        build: (in_shape, num_classes) -> network on normalised inputs, in its initial state.
+        paper: where it comes from.
+        stride: the product of all strides along a side; an image with a shorter side is refused, as some
+            stride would have nothing left to step over.
+        usual_shape: (channels, height, width) that it is known for and counted at.
+    """
+
+    name: str
+    build: Builder
+    paper: str
+    stride: int
+    usual_shape: Shape
+
+
+MODELS: Registry[Architecture] = Registry("network")
+
+
+def architecture(
+    name: str, paper: str, stride: int, usual_shape: Shape = (3, 32, 32)
+) -> Callable[[Builder], Builder]:
+    """Return a decorator that files a builder in `MODELS`."""
+
+    def file(build: Builder) -> Builder:
+        MODELS.register(name)(Architecture(name, build, paper, stride, usual_shape))
+        return build
+
+    return file
+
+
+def conv_side(side: int, kernel: int, stride: int, padding: int) -> int:
+    """Return the side of a convolution's output: floor((side + 2·padding − kernel) / stride) + 1."""
+    return (side + 2 * padding - kernel) // stride + 1

@@ -1,0 +1,80 @@
+"""What an objective is: a batch in, losses out, one optimiser update for each loss."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hydraprune.attacks import Eps
+from hydraprune.data import Batch
+from hydraprune.registry import Registry
+
+OBJECTIVES: Registry[type["Objective"]] = Registry("objective")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss to descend on, and what to show of it.
+
+    Attributes:
+        total: scalar, the mean over the batch, with gradient.
+        correct: how many clean images of the batch are classified rightly, as a scalar tensor.
+    """
+
+    total: Tensor
+    correct: Tensor
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """Where in its stage a batch stands, so that schedules of ε or κ are pure functions of it.
+
+    Attributes:
+        step: batches seen before this one.
+        steps: batches of the whole stage.
+        steps_per_epoch: batches of one epoch.
+    """
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the stage that is done, in [0, 1)."""
+        return self.step / self.steps
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with the part of the current one."""
+        return self.step / self.steps_per_epoch
+
+
+class Objective(ABC):
+    """A training objective; subclasses are frozen dataclasses whose fields are its parameters.
+
+    The loop that calls it does not know which stage it runs: with gradients on the weights it trains them, with
+    gradients on the scores it searches masks.
+    """
+
+    @property
+    def threat(self) -> tuple[str, Eps]:
+        """The norm and radius that the objective defends against; radius 0 where it defends against nothing."""
+        return "linf", Eps("0")
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
+        """Yield one loss for each optimiser update to make on this batch (almost always one).
+
+        Args:
+            model: maps (batch, channels, height, width) pixels in [0, 1] to (batch, classes) logits; in train mode.
+            batch: images and labels.
+            progress: where in the stage we are.
+        """
+
+
+def correct_count(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many rows of (batch, classes) logits have their largest entry at the label."""
+    return torch.count_nonzero(logits.detach().argmax(1) == labels)

@@ -1,0 +1,164 @@
+"""What a recipe's names stand for: the data, the network, the machine, the folder and the screen."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from hydraprune import data as datasets
+from hydraprune import export, io, models
+from hydraprune.console import Progress, SilentProgress
+from hydraprune.data import Dataset, Split
+from hydraprune.errors import UserError
+from hydraprune.paths import RunPaths
+from hydraprune.pipeline.recipe import Recipe
+from hydraprune.pipeline.recipe_file import as_dict
+from hydraprune.sparsity import plain_state
+
+STAGE_FORMAT = 1
+"""Raised when the meaning of a stage changes, so that folders made by older code are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A recipe with everything that it names brought in.
+
+    Attributes:
+        recipe: what to do.
+        paths: where to.
+        dataset: the data as read; `train` and `validation` are what the recipe takes of its training split.
+        build: makes the untrained network (or a copy of the user's) anew.
+        architecture: what an artefact says of the network.
+        source: what of data and network determines a stage, for its hash.
+        fabric: the device.
+        progress: the screen.
+        checkpoint_every_s: seconds between two savings of an unfinished stage.
+    """
+
+    recipe: Recipe
+    paths: RunPaths
+    dataset: Dataset
+    train: Split
+    validation: Split
+    build: Callable[[], nn.Module]
+    architecture: export.Architecture
+    source: dict[str, Any]
+    fabric: Fabric
+    progress: Progress = field(default_factory=SilentProgress)
+    checkpoint_every_s: float = 60.0
+
+    @property
+    def test(self) -> Split:
+        """The test images that `evaluate` sees."""
+        count = self.recipe.evaluation.n
+        return self.dataset.test if count is None else datasets.first(self.dataset.test, count)
+
+
+def open_project(
+    recipe: Recipe,
+    out: Path,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+    checkpoint_every_s: float = 60.0,
+) -> Project:
+    """Read the data, find the network and prepare the folder.
+
+    Args:
+        recipe: what to do.
+        out: the run folder; created if need be.
+        model: the user's own module in place of `recipe.model`; it is copied, never changed.
+        dataset: the user's own data in place of `recipe.data.name`.
+        progress: the screen.
+        checkpoint_every_s: seconds between two savings of an unfinished stage.
+
+    Raises:
+        UserError: the data is missing, the network unknown, the folder not writable, the device not there.
+    """
+    fabric = recipe.hardware.fabric()
+    spec = recipe.data
+    source: dict[str, Any] = {"format": STAGE_FORMAT, "data": as_dict(spec), "model": as_dict(recipe.model)}
+    del source["data"]["root"]
+    if dataset is None:
+        dataset = _load_data(spec.name, spec.root)
+    else:
+        source["data"]["fingerprint"] = dataset.fingerprint()
+    train, validation = datasets.hold_out(dataset.train, spec.validation_fraction)
+    if spec.train_fraction < 1.0:
+        train = datasets.subset(train, spec.train_fraction)
+    build, name = _network(recipe, dataset, model)
+    if recipe.model.weights is not None:
+        source["model"]["weights"] = io.file_hash(recipe.model.weights)
+    if model is not None:
+        source["model"]["fingerprint"] = _fingerprint(model)
+    return Project(
+        recipe,
+        RunPaths(io.make_folder(out)),
+        dataset,
+        train,
+        validation,
+        build,
+        export.Architecture(name, dataset.num_classes, dataset.in_shape),
+        source,
+        fabric,
+        progress or SilentProgress(),
+        checkpoint_every_s,
+    )
+
+
+@lru_cache(maxsize=2)
+def _load_data(name: str, root: Path | None) -> Dataset:
+    return datasets.load(name, root)
+
+
+def _network(recipe: Recipe, dataset: Dataset, model: nn.Module | None) -> tuple[Callable[[], nn.Module], str]:
+    """Return what builds the network, and its name; build it once, so that a mistake is answered at once."""
+    spec = recipe.model
+    if model is not None:
+        return lambda: copy.deepcopy(model), f"{type(model).__module__}:{type(model).__qualname__}"
+
+    def build() -> nn.Module:
+        if ":" in spec.name:
+            built = models.from_factory(spec.name, num_classes=dataset.num_classes, in_shape=dataset.in_shape)
+        else:
+            mean, std = (dataset.mean, dataset.std) if spec.normalize else (None, None)
+            built = models.create(spec.name, dataset.num_classes, dataset.in_shape, mean, std)
+        if spec.weights is not None:
+            export.load_state_dict(spec.weights, built)
+        return built
+
+    check_network(build(), dataset)
+    return build, spec.name
+
+
+def check_network(model: nn.Module, dataset: Dataset) -> None:
+    """Run one image through; `UserError` unless (1, classes) logits come out."""
+    image = dataset.test.images[:1].float() / 255
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(image)
+    except RuntimeError as error:
+        raise UserError(
+            f"the network cannot take images of shape {tuple(image.shape[1:])}: {str(error).splitlines()[0]}"
+        ) from None
+    finally:
+        model.train(training)
+    if tuple(logits.shape) != (1, dataset.num_classes):
+        raise UserError(
+            f"the network returns {tuple(logits.shape)} for one image of '{dataset.name}', "
+            f"expected (1, {dataset.num_classes}) logits"
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Return a hash of a module's structure and weights."""
+    state = {name: tensor.cpu().reshape(-1).tolist() for name, tensor in plain_state(model).items()}
+    return io.content_hash([str(model), state])

@@ -1,0 +1,196 @@
+"""The recipe: everything that determines a run, as one frozen value. Its defaults are the job on digits.
+
+Below the pipeline nothing knows a recipe: each part is handed what it uses.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydraprune.data import Augmentation, NoAugmentation
+from hydraprune.engine import SGD, Hardware, Training
+from hydraprune.evaluation import Protocol
+from hydraprune.objectives import Objective, Trades
+from hydraprune.sparsity import Allocation, Criterion, Global, Hydra
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to learn from.
+
+    Args:
+        name: a data set that `hydraprune data list` shows.
+        root: the folder that holds its files; none means ./data. Not needed for digits.
+        validation_fraction: share of the training split held out, stratified, for validation and selection.
+        train_fraction: share of what remains that is trained on.
+        augmentation: none, or crop-flip.
+    """
+
+    name: str = "digits"
+    root: Path | None = None
+    validation_fraction: float = 0.1
+    train_fraction: float = 1.0
+    augmentation: Augmentation = NoAugmentation()
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network.
+
+    Args:
+        name: an architecture of hydraprune, or package.module:factory for your own.
+        weights: a state dict (.safetensors, or .pt/.pth read without unpickling code) to start from.
+        normalize: subtract the data set's mean and divide by its deviation in the first layer, so that attacks and
+            certificates speak of pixels in [0, 1]. Your own factory has to do so itself.
+    """
+
+    name: str = "cnn_tiny"
+    weights: Path | None = None
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Which connections go.
+
+    Args:
+        criterion: how a weight is scored: hydra, lwm, random.
+        allocation: how many each layer keeps: uniform, erk, global.
+        sparsity: share of the prunable weights to remove, in [0, 1).
+        include: name patterns of the weights that are pruned (of all Conv and Linear layers).
+        exclude: name patterns of the weights that are not.
+        search: how scores are trained, for criteria that search.
+        equal_epochs: criteria that do not search spend the epochs of the search on fine-tuning, so that all networks
+            of a comparison see the same number of epochs.
+    """
+
+    criterion: Criterion = Hydra()
+    allocation: Allocation = Global()
+    sparsity: float = 0.9
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    search: Training = Training(epochs=10, optimiser=SGD(lr=1.0))
+    equal_epochs: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How robustness is measured, once, on the test split.
+
+    Args:
+        protocol: the attack and its restarts.
+        n: test images, the first n; none means all.
+        batch_size: images at once.
+        validation_steps: PGD steps of the quick robust accuracy on the validation split after each epoch; 0 measures
+            benign accuracy only.
+        examples: adversarial examples to keep for the report.
+    """
+
+    protocol: Protocol = Protocol()
+    n: int | None = None
+    batch_size: int = 500
+    validation_steps: int = 10
+    examples: int = 12
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The grid of `compare`; `run` makes the one network that `prune` describes.
+
+    Args:
+        criteria: names of criteria.
+        allocations: names of allocations.
+        sparsities: shares removed.
+        seeds: one pre-trained network for each.
+    """
+
+    criteria: tuple[str, ...] = ("hydra", "lwm", "random")
+    allocations: tuple[str, ...] = ("uniform", "global")
+    sparsities: tuple[float, ...] = (0.9, 0.95, 0.99)
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run.
+
+    Args:
+        name: shown in reports.
+        seed: of initialisation, order, attacks and random scores.
+        data: what to learn from.
+        model: the network.
+        objective: what every stage minimises: benign, pgd-at, trades.
+        pretrain: how the dense network learns.
+        prune: which connections go, and how the search learns.
+        finetune: how the weights that stay learn.
+        evaluation: how robustness is measured.
+        compare: the grid of `hydraprune compare`.
+        hardware: device, precision, memory format, threads.
+    """
+
+    name: str = "digits"
+    seed: int = 0
+    data: Data = Data()
+    model: Model = Model()
+    objective: Objective = Trades()
+    pretrain: Training = Training(epochs=20)
+    prune: Pruning = Pruning()
+    finetune: Training = Training(epochs=20)
+    evaluation: Evaluation = Evaluation()
+    compare: Comparison = Comparison()
+    hardware: Hardware = Hardware()
+
+    @property
+    def finetune_epochs(self) -> int:
+        """Epochs of fine-tuning, with those of the search where the criterion has none."""
+        spare = self.prune.equal_epochs and not self.prune.criterion.searches
+        return self.finetune.epochs + (self.prune.search.epochs if spare else 0)
+
+    def complaints(self) -> list[str]:
+        """Return every value that is out of range, one line each; empty for a sound recipe."""
+        return list(self._complaints())
+
+    def _complaints(self) -> Iterator[str]:
+        for key, training in (
+            ("pretrain", self.pretrain),
+            ("prune.search", self.prune.search),
+            ("finetune", self.finetune),
+        ):
+            yield from _training_complaints(key, training, self.data.validation_fraction)
+        for key, sparsity in (
+            ("prune.sparsity", self.prune.sparsity),
+            *(("compare.sparsities", value) for value in self.compare.sparsities),
+        ):
+            if not 0.0 <= sparsity < 1.0:
+                yield f"{key} is the share of weights removed and must be in [0, 1), got {sparsity}"
+        if not 0.0 <= self.data.validation_fraction < 1.0:
+            yield f"data.validation_fraction must be in [0, 1), got {self.data.validation_fraction}"
+        if not 0.0 < self.data.train_fraction <= 1.0:
+            yield f"data.train_fraction must be in (0, 1], got {self.data.train_fraction}"
+        for key, count, least in (
+            ("evaluation.batch_size", self.evaluation.batch_size, 1),
+            ("evaluation.protocol.restarts", self.evaluation.protocol.restarts, 1),
+            ("evaluation.protocol.attack.steps", self.evaluation.protocol.attack.steps, 1),
+            ("evaluation.validation_steps", self.evaluation.validation_steps, 0),
+            ("evaluation.examples", self.evaluation.examples, 0),
+            ("hardware.threads", self.hardware.threads, 0),
+            ("seed", self.seed, 0),
+            *(() if self.evaluation.n is None else (("evaluation.n", self.evaluation.n, 1),)),
+        ):
+            if count < least:
+                yield f"{key} must be at least {least}, got {count}"
+        for key in ("criteria", "allocations", "sparsities", "seeds"):
+            values = getattr(self.compare, key)
+            if not values or len(set(values)) < len(values):
+                yield f"compare.{key} needs one or more different values, got {list(values)}"
+
+
+def _training_complaints(key: str, training: Training, validation_fraction: float) -> Iterator[str]:
+    if training.epochs < 0:
+        yield f"{key}.epochs must be at least 0, got {training.epochs}"
+    if training.batch_size < 1:
+        yield f"{key}.batch_size must be at least 1, got {training.batch_size}"
+    if not training.optimiser.lr > 0:
+        yield f"{key}.optimiser.lr must be above 0, got {training.optimiser.lr}"
+    if training.select == "best" and not validation_fraction > 0:
+        yield f"{key}.select 'best' needs data.validation_fraction above 0: checkpoints are never chosen on test data"

@@ -1,0 +1,245 @@
+"""Recipes as YAML, and the parser that makes signature, file, command line and help one thing.
+
+In a file an alternative is its name, with its parameters beside it: `objective: trades`, or
+`objective: {name: trades, beta: 6}`. A class of your own is named by its path: `{name: my_package.MyObjective}`.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import register_type
+
+from hydraprune.attacks import Eps
+from hydraprune.data import AUGMENTATIONS, Augmentation
+from hydraprune.engine import OPTIMISERS, SCHEDULES, Optimiser, Schedule
+from hydraprune.errors import RecipeError, UserError
+from hydraprune.objectives import OBJECTIVES, Objective
+from hydraprune.pipeline.recipe import Recipe
+from hydraprune.registry import Registry
+from hydraprune.sparsity import ALLOCATIONS, CRITERIA, Allocation, Criterion
+
+AXES: dict[type, Registry[Any]] = {
+    Objective: OBJECTIVES,
+    Criterion: CRITERIA,
+    Allocation: ALLOCATIONS,
+    Optimiser: OPTIMISERS,
+    Schedule: SCHEDULES,
+    Augmentation: AUGMENTATIONS,
+}
+
+
+def _read_eps(value: Any) -> Eps:
+    try:
+        return Eps(value)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+register_type(Eps, serializer=str, deserializer=_read_eps, deserializer_exceptions=(ValueError,))
+
+
+def as_dict(value: Any) -> Any:
+    """Return a recipe, or a part of one, as plain JSON and YAML values: what is written out and what is hashed."""
+    if isinstance(value, Eps):
+        return value.text
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (tuple, list)):
+        return [as_dict(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {field.name: as_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    registry = next((registry for base, registry in AXES.items() if isinstance(value, base)), None)
+    return fields if registry is None else {"name": _name(type(value), registry), **fields}
+
+
+def _name(kind: type, registry: Registry[Any]) -> str:
+    known = next((name for name in registry if registry[name] is kind), None)
+    return known or f"{kind.__module__}.{kind.__qualname__}"
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return the recipe as YAML with every default written out; `load` reads it back as an equal value."""
+    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe from YAML. `RecipeError` lists all its mistakes at once."""
+    return from_arguments([str(path)])
+
+
+def from_arguments(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Recipe:
+    """Read a recipe from command-line arguments: a YAML file first, if any, then `--key value` overrides.
+
+    Args:
+        arguments: such as `["recipes/digits.yaml", "--prune.sparsity", "0.95"]`.
+        parser: made by `recipe_parser`.
+
+    Raises:
+        RecipeError: unknown keys, wrong types, values out of range: all mistakes of the file at once.
+    """
+    recipe, _ = split_arguments(arguments, parser or recipe_parser())
+    return recipe
+
+
+def recipe_parser(**options: Any) -> ArgumentParser:
+    """Return a parser with one option for each value of a recipe."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    parser.add_argument("--recipe", action="config", help="The recipe, a YAML file; also the first plain argument.")
+    parser.add_class_arguments(Recipe)
+    return parser
+
+
+def split_arguments(arguments: Sequence[str], parser: ArgumentParser) -> tuple[Recipe, Namespace]:
+    """Parse arguments of a parser that has a recipe's options and others; return the recipe and the others."""
+    arguments = list(arguments)
+    source = "recipe"
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--recipe", *arguments]
+    if "--recipe" in arguments[:-1]:
+        at = arguments.index("--recipe") + 1
+        source = arguments[at]
+        arguments[at] = json.dumps(_checked(_read_yaml(Path(source)), source))
+    try:
+        parsed = parser.parse_args(list(_translate_options(arguments)))
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error))) from None
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    recipe = Recipe(**{name: values.pop(name) for name in names})
+    if complaints := recipe.complaints():
+        raise RecipeError(source, complaints)
+    return recipe, values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such recipe: '{path}'") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read recipe '{path}': {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"'{path}' is not YAML: {_one_line(str(error))}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' is not a recipe: it holds {type(value).__name__}, not keys and values")
+    return value
+
+
+def _checked(value: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the file's values as the parser wants them; raise `RecipeError` with all unknown keys and bad types."""
+    complaints: list[str] = []
+    translated: dict[str, Any] = _translate(value, Recipe, "", complaints)
+    parser = recipe_parser()
+    for key, leaf in _leaves(translated):
+        nested: Any = leaf
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        try:
+            parser.parse_object(nested)
+        except ArgumentError as error:
+            complaints.append(_one_line(str(error)))
+    if complaints:
+        raise RecipeError(source, complaints)
+    return translated
+
+
+def _translate(value: Any, kind: Any, path: str, complaints: list[str]) -> Any:
+    """Turn names of alternatives into class paths, all the way down; note keys and names that are unknown."""
+    if kind in AXES:
+        return _translate_alternative(value, kind, path, complaints)
+    if not dataclasses.is_dataclass(kind) or not isinstance(value, Mapping):
+        return value
+    return _translate_fields(value, typing.cast("type", kind), path, complaints)
+
+
+def _translate_fields(value: Mapping[str, Any], kind: type, path: str, complaints: list[str]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    translated = {}
+    for key, item in value.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if key in fields:
+            translated[key] = _translate(item, hints[key], inner, complaints)
+        else:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(fields) or 'none'}"
+            complaints.append(f"unknown key '{inner}' ({hint})")
+    return translated
+
+
+def _translate_alternative(value: Any, kind: type, path: str, complaints: list[str]) -> Any:
+    parameters = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = parameters.pop("name", None)
+    if not isinstance(name, str):
+        complaints.append(f"'{path}' needs a name; known: {', '.join(AXES[kind])}")
+        return None
+    if name in AXES[kind]:
+        chosen = AXES[kind][name]
+        parameters = _translate_fields(parameters, chosen, path, complaints)
+        name = f"{chosen.__module__}.{chosen.__qualname__}"
+    elif "." not in name:
+        complaints.append(f"{path}: {AXES[kind].unknown(name)}")
+        return None
+    return {"class_path": name, "init_args": parameters}
+
+
+def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        inner = f"{path}.{key}" if path else key
+        if isinstance(item, Mapping) and "class_path" not in item and item:
+            yield from _leaves(item, inner)
+        elif item is not None or not inner:
+            yield inner, item
+
+
+def _translate_options(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments with names of alternatives, `--objective trades`, turned into class paths."""
+    axes = dict(_axis_options(Recipe, ""))
+    option = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument[2:].partition("=")
+            if equals and option in axes:
+                yield f"--{option}={_class_path(value, axes[option])}"
+                continue
+            yield argument
+        elif option in axes:
+            yield _class_path(argument, axes[option])
+        else:
+            yield argument
+
+
+def _axis_options(kind: type, path: str) -> Iterator[tuple[str, type]]:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        inner = f"{path}.{field.name}" if path else field.name
+        if hints[field.name] in AXES:
+            yield inner, hints[field.name]
+        elif dataclasses.is_dataclass(hints[field.name]):
+            yield from _axis_options(typing.cast("type", hints[field.name]), inner)
+
+
+def _class_path(name: str, kind: type) -> str:
+    if "." in name:
+        return name
+    chosen = AXES[kind][name]
+    return f"{chosen.__module__}.{chosen.__qualname__}"
+
+
+def _one_line(message: str) -> str:
+    """Fold jsonargparse's indented, multi-line messages into one line."""
+    return re.sub(r":?\s*\n\s*", ": ", message.strip())

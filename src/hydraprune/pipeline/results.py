@@ -1,0 +1,182 @@
+"""Rows of `results.json`: one for each network evaluated, every number with what it was measured under."""
+
+from pathlib import Path
+from typing import Any
+
+from hydraprune import export, io, sparsity
+from hydraprune.paths import RunPaths, StagePaths
+from hydraprune.pipeline import stages
+from hydraprune.pipeline.project import Project
+from hydraprune.pipeline.recipe import Recipe
+from hydraprune.pipeline.recipe_file import as_dict, to_yaml
+
+SCHEMA_VERSION = 1
+
+
+def dense_row(project: Project) -> dict[str, Any]:
+    """Pre-train and evaluate; return the row of the dense network."""
+    trained = stages.pretrain(project)
+    network = stages.pretrain_stage(project)
+    evaluated = stages.evaluate(project, network, f"dense s{project.recipe.seed}")
+    places = {"pretrain": trained, "evaluate": evaluated}
+    row = _row(project, network, places, {"criterion": None, "allocation": None, "sparsity": 0.0})
+    return row | {"preserved_benign": 1.0, "preserved_robust": 1.0 if row["robust_accuracy"] else None}
+
+
+def pruned_row(project: Project) -> dict[str, Any]:
+    """Prune, fine-tune and evaluate; return the row of the compact network, its preserved ratios still open."""
+    spec = as_dict(project.recipe.prune)
+    asked = {
+        "criterion": spec["criterion"]["name"],
+        "allocation": spec["allocation"]["name"],
+        "sparsity": project.recipe.prune.sparsity,
+    }
+    places = {
+        "pretrain": stages.pretrain(project),
+        "prune": stages.prune(project),
+        "finetune": stages.finetune(project),
+    }
+    network = stages.finetune_stage(project)
+    places["evaluate"] = stages.evaluate(project, network, stages.describe_cell(project))
+    return _row(project, network, places, asked)
+
+
+def with_preserved(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with its accuracies as shares of the dense network's of the same seed (null where that is 0)."""
+    ratios = {
+        f"preserved_{kind}": row[f"{kind}_accuracy"] / dense[f"{kind}_accuracy"]
+        if dense[f"{kind}_accuracy"]
+        else None
+        for kind in ("benign", "robust")
+    }
+    return row | ratios
+
+
+def write_results(
+    paths: RunPaths, recipe: Recipe, rows: list[dict[str, Any]], origin: dict[str, Any], command: str, complete: bool
+) -> dict[str, Any]:
+    """Write `recipe.yaml` and `results.json`; return what the latter holds.
+
+    Args:
+        paths: of the run.
+        recipe: as it was run.
+        rows: what was measured so far.
+        origin: the provenance.
+        command: that makes the same again.
+        complete: whether more rows will come.
+    """
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "name": recipe.name,
+        "command": command,
+        "complete": complete,
+        "recipe": as_dict(recipe),
+        "provenance": origin,
+        "rows": rows,
+    }
+    io.write_text(paths.recipe, to_yaml(recipe))
+    io.write_json(paths.results, results)
+    return results
+
+
+def _row(
+    project: Project, network: stages.Stage, places: dict[str, StagePaths], asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Collect what the stages measured, write the artefact, and return the row."""
+    recipe = project.recipe
+    outcomes = {kind: stages.read_outcome(paths) for kind, paths in places.items()}
+    evaluated = outcomes.pop("evaluate")
+    model = stages.load_network(project, network)
+    masks = stages.load_masks(project, network)
+    prunable = [
+        f"{name}.weight" if name else "weight"
+        for name in sparsity.prunable_modules(model, recipe.prune.include, recipe.prune.exclude)
+    ]
+    parameters = dict(model.named_parameters())
+    layers: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "shape": list(parameters[name].shape),
+            "total": parameters[name].numel(),
+            "kept": int(masks[name].sum()) if name in masks else parameters[name].numel(),
+        }
+        for name in prunable
+    ]
+    total, kept = (sum(layer[key] for layer in layers) for key in ("total", "kept"))
+    eps = recipe.evaluation.protocol.attack.eps
+    row = {
+        "stage": network.kind,
+        **asked,
+        "sparsity_delivered": 1.0 - kept / total,
+        "seed": recipe.seed,
+        "benign_accuracy": evaluated["benign_accuracy"],
+        "robust_accuracy": evaluated["robust_accuracy"],
+        "n": evaluated["n"],
+        "norm": recipe.evaluation.protocol.attack.norm,
+        "eps": float(eps),
+        "eps_text": eps.text,
+        "attack": recipe.evaluation.protocol.name,
+        "protocol": evaluated["protocol"],
+        "weights_total": total,
+        "weights_kept": kept,
+        "dense_size_bytes": export.dense_size_bytes(model),
+        "seconds_train": sum(outcome["seconds"] for outcome in outcomes.values()),
+        "seconds_evaluate": evaluated["seconds"],
+        "epochs": {kind: outcome["epochs"] for kind, outcome in outcomes.items()},
+        "warnings": _warnings(evaluated),
+        "stages": {kind: str(paths.folder.relative_to(project.paths.folder)) for kind, paths in places.items()},
+        "layers": layers,
+    }
+    artefact = project.paths.artefacts / artefact_name(row)
+    io.make_folder(artefact.parent)
+    row["size_bytes"] = export.save_compact(artefact, model, masks, project.architecture, _description(project, row))
+    row["artefact"] = str(artefact.relative_to(project.paths.folder))
+    return row
+
+
+def artefact_name(row: dict[str, Any]) -> str:
+    """Return `hydra-global-0.99-s0.safetensors`, or `dense-s0.safetensors`."""
+    if row["criterion"] is None:
+        return f"dense-s{row['seed']}.safetensors"
+    return f"{row['criterion']}-{row['allocation']}-{row['sparsity']:g}-s{row['seed']}.safetensors"
+
+
+def _description(project: Project, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what the artefact says of itself, short: a compact file should not be mostly prose."""
+    recipe = project.recipe
+    network = stages.network_description(project)
+    del network["architecture"]
+    measured = ("benign_accuracy", "robust_accuracy", "n", "attack", "norm", "eps", "eps_text")
+    return {
+        "name": recipe.name,
+        **network,
+        "recipe": _differences(as_dict(recipe), as_dict(Recipe())),
+        "measured": {key: row[key] for key in measured},
+        "pruned": {key: row[key] for key in ("criterion", "allocation", "sparsity", "seed")},
+    }
+
+
+def _differences(value: Any, default: Any) -> Any:
+    """Return the parts of a recipe that are not at their defaults; an alternative of another name is kept whole."""
+    alike = isinstance(value, dict) and isinstance(default, dict) and value.get("name") == default.get("name")
+    if not alike:
+        return value
+    return {key: _differences(item, default.get(key)) for key, item in value.items() if item != default.get(key)}
+
+
+def _warnings(evaluated: dict[str, Any]) -> list[str]:
+    if not evaluated["refused"]:
+        return []
+    return [f"{evaluated['refused']} adversarial examples did not pass the check and were not counted"]
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return `results.json` of a run folder; `UserError` when it is missing or broken."""
+    results: dict[str, Any] = io.read_json(RunPaths(folder).results)
+    return results
+
+
+def stage_folders(folder: Path) -> list[StagePaths]:
+    """Return the stages of a run folder that exist, finished or not, oldest first."""
+    found = [path for path in RunPaths(folder).stages.glob("*-*") if path.is_dir()]
+    return [StagePaths(path) for path in sorted(found, key=lambda path: path.stat().st_ctime)]

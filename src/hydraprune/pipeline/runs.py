@@ -1,0 +1,229 @@
+"""One network from start to end, or a grid of them: `run`, `compare`, and the stages one by one."""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hydraprune import export, io
+from hydraprune.console import Progress, SilentProgress
+from hydraprune.data import Dataset
+from hydraprune.engine import available_cores
+from hydraprune.errors import UserError
+from hydraprune.paths import RunPaths, StagePaths
+from hydraprune.pipeline import results, stages
+from hydraprune.pipeline.project import Project, open_project
+from hydraprune.pipeline.provenance import provenance
+from hydraprune.pipeline.recipe import Recipe
+from hydraprune.pipeline.workers import Call, run_calls
+from hydraprune.sparsity import ALLOCATIONS, CRITERIA
+
+StageName = Literal["pretrain", "prune", "finetune"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        paths: of the run folder.
+        rows: of `results.json`, dense networks first.
+        artefact: the smallest compact network.
+    """
+
+    paths: RunPaths
+    rows: list[dict[str, Any]]
+    artefact: Path
+
+    def network(self, model: nn.Module | None = None) -> nn.Module:
+        """Load the smallest network; for a module of your own give one of the same class to load it into."""
+        return export.load_compact(self.artefact, model).model
+
+
+def run(
+    recipe: Recipe | None = None,
+    out: Path | str = "runs/run",
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+    checkpoint_every_s: float = 60.0,
+) -> RunResult:
+    """Pre-train, prune, fine-tune, evaluate and store one network; stages that are finished are not run again.
+
+    Args:
+        recipe: what to do; none means the job on digits.
+        out: the run folder.
+        model: your own module in place of `recipe.model`, with the weights to start from; it is not changed.
+        dataset: your own data in place of `recipe.data.name`.
+        progress: where to show bars.
+        checkpoint_every_s: seconds between two savings of an unfinished stage.
+
+    Raises:
+        UserError: a mistake in what was given; the message says which and what would work.
+        Interrupted: a signal came; the state is saved.
+    """
+    recipe = _checked(recipe or Recipe())
+    began = time.monotonic()
+    project = open_project(
+        recipe, Path(out), model=model, dataset=dataset, progress=progress, checkpoint_every_s=checkpoint_every_s
+    )
+    origin = provenance(recipe.hardware, torch.get_num_threads(), jobs=1)
+    dense = results.dense_row(project)
+    row = results.with_preserved(results.pruned_row(project), dense)
+    return _finish(project.paths, recipe, [dense, row], origin | {"seconds": time.monotonic() - began})
+
+
+def make_stage(
+    recipe: Recipe,
+    out: Path | str,
+    stage: StageName,
+    *,
+    progress: Progress | None = None,
+    checkpoint_every_s: float = 60.0,
+) -> StagePaths:
+    """Make one stage and those before it, unless they are finished; return its folder. Raises as `run` does."""
+    project = open_project(_checked(recipe), Path(out), progress=progress, checkpoint_every_s=checkpoint_every_s)
+    return {"pretrain": stages.pretrain, "prune": stages.prune, "finetune": stages.finetune}[stage](project)
+
+
+def compare(
+    recipe: Recipe | None = None,
+    out: Path | str = "runs/compare",
+    *,
+    jobs: int | Literal["auto"] = 1,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+    checkpoint_every_s: float = 60.0,
+) -> RunResult:
+    """Make and evaluate every network of the recipe's `compare` grid, and write one table of them all.
+
+    Args:
+        recipe: what to do; its `compare` names criteria, allocations, sparsities and seeds.
+        out: the run folder.
+        jobs: networks at once, each in a process with its share of the cores; "auto" takes one for each core on a CPU
+            and one on a GPU. More than 1 needs a recipe that names its network and data.
+        model: your own module in place of `recipe.model`.
+        dataset: your own data in place of `recipe.data.name`.
+        progress: where to show bars.
+        checkpoint_every_s: seconds between two savings of an unfinished stage.
+
+    Raises:
+        UserError: a mistake in what was given.
+        Interrupted: a signal came; the state is saved.
+    """
+    recipe = _checked(recipe or Recipe())
+    progress = progress or SilentProgress()
+    began = time.monotonic()
+    cells = list(_cells(recipe))
+    own = model is not None or dataset is not None
+    count = 1 if own else _jobs(jobs, recipe, len(cells))
+    threads = recipe.hardware.threads or max(1, available_cores() // count)
+    recipe = replace(recipe, hardware=replace(recipe.hardware, threads=threads))
+    paths = RunPaths(io.make_folder(Path(out)))
+    origin = provenance(recipe.hardware, threads, count)
+    seeds = [replace(recipe, seed=seed) for seed in recipe.compare.seeds]
+
+    def call(function: Any, cell: Recipe) -> Call[Any]:
+        placed = replace(cell, hardware=recipe.hardware)
+        return function, (placed, paths.folder, model, dataset, checkpoint_every_s)
+
+    with _overall(progress, len(seeds) + len(cells)) as advance:
+        for _ in run_calls([call(_pretrain, cell) for cell in seeds], count, progress):
+            pass
+        calls = [call(_dense, cell) for cell in seeds] + [call(_pruned, cell) for cell in cells]
+        found: dict[int, dict[str, Any]] = {}
+        for index, row in run_calls(calls, count, progress):
+            found[index] = row
+            advance()
+            origin["seconds"] = time.monotonic() - began
+            rows = _ordered(found)
+            results.write_results(paths, recipe, rows, origin, _command(), complete=len(found) == len(calls))
+    return _finish(paths, recipe, _ordered(found), origin)
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    if complaints := recipe.complaints():
+        raise UserError("; ".join(complaints))
+    return recipe
+
+
+def _cells(recipe: Recipe) -> Iterator[Recipe]:
+    """Yield a recipe for each network of the grid. A criterion or allocation that the recipe configures is kept."""
+    grid, prune = recipe.compare, recipe.prune
+    criteria = [_named(CRITERIA[name], prune.criterion) for name in grid.criteria]
+    allocations = [_named(ALLOCATIONS[name], prune.allocation) for name in grid.allocations]
+    for seed in grid.seeds:
+        for sparsity in sorted(grid.sparsities, reverse=True):
+            for allocation in allocations:
+                for criterion in criteria:
+                    chosen = replace(prune, criterion=criterion, allocation=allocation, sparsity=sparsity)
+                    yield replace(recipe, seed=seed, prune=chosen)
+
+
+def _named(kind: type[Any], configured: Any) -> Any:
+    return configured if isinstance(configured, kind) else kind()
+
+
+def _jobs(jobs: int | Literal["auto"], recipe: Recipe, cells: int) -> int:
+    if jobs == "auto":
+        on_gpu = recipe.hardware.accelerator != "cpu" and torch.cuda.is_available()
+        jobs = 1 if on_gpu else available_cores()
+    if jobs < 1:
+        raise UserError(f"jobs must be at least 1 or 'auto', got {jobs}")
+    return min(jobs, max(cells, 1))
+
+
+def _ordered(found: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows in the order of the grid, with preserved ratios where the dense network is known already."""
+    rows = [found[index] for index in sorted(found)]
+    dense = {row["seed"]: row for row in rows if row["criterion"] is None}
+    unknown = {"benign_accuracy": 0.0, "robust_accuracy": 0.0}
+    return [
+        row if row["criterion"] is None else results.with_preserved(row, dense.get(row["seed"], unknown))
+        for row in rows
+    ]
+
+
+@contextlib.contextmanager
+def _overall(progress: Progress, total: int) -> Iterator[Any]:
+    with progress.task("networks", total) as bar:
+        yield bar.advance
+
+
+def _finish(paths: RunPaths, recipe: Recipe, rows: list[dict[str, Any]], origin: dict[str, Any]) -> RunResult:
+    results.write_results(paths, recipe, rows, origin, _command(), complete=True)
+    smallest = min((row for row in rows if row["criterion"]), key=lambda row: (row["size_bytes"], row["artefact"]))
+    return RunResult(paths, rows, paths.folder / smallest["artefact"])
+
+
+def _command() -> str:
+    """Return the command line, without the folder that the program lies in."""
+    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 - argv is text, not a path
+
+
+def _open(
+    recipe: Recipe, out: Path, model: nn.Module | None, dataset: Dataset | None, every_s: float, progress: Progress
+) -> Project:
+    return open_project(recipe, out, model=model, dataset=dataset, progress=progress, checkpoint_every_s=every_s)
+
+
+def _pretrain(*arguments: Any) -> None:
+    stages.pretrain(_open(*arguments))
+
+
+def _dense(*arguments: Any) -> dict[str, Any]:
+    return results.dense_row(_open(*arguments))
+
+
+def _pruned(*arguments: Any) -> dict[str, Any]:
+    return results.pruned_row(_open(*arguments))

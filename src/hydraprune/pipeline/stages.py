@@ -1,0 +1,333 @@
+"""The stages as values: a description whose hash names a folder, and the work that fills it once.
+
+    pretrain -> prune -> finetune -> evaluate
+
+A stage asks whether it is finished and returns; else it goes on from its checkpoint. `outcome.json` is written last.
+"""
+
+import contextlib
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hydraprune import evaluation, io, sparsity
+from hydraprune.attacks import PGD
+from hydraprune.data import Batches
+from hydraprune.engine import Training, Work, check_stop, train
+from hydraprune.errors import UserError
+from hydraprune.evaluation import Protocol
+from hydraprune.paths import StagePaths
+from hydraprune.pipeline.project import Project
+from hydraprune.pipeline.recipe_file import as_dict
+from hydraprune.sparsity import MaskSet
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        kind: pretrain, prune, finetune or evaluate.
+        description: all that determines its result, as JSON values; the parent stage is in it by its key.
+    """
+
+    kind: str
+    description: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The content hash of the description."""
+        return io.content_hash(self.description)
+
+
+def pretrain_stage(project: Project) -> Stage:
+    """Describe pre-training: data, network, objective, training, seed, precision."""
+    recipe = project.recipe
+    return Stage(
+        "pretrain",
+        {
+            **project.source,
+            "objective": as_dict(recipe.objective),
+            "training": as_dict(recipe.pretrain),
+            "validation_steps": recipe.evaluation.validation_steps,
+            "seed": recipe.seed,
+            "precision": recipe.hardware.precision,
+            "channels_last": recipe.hardware.channels_last,
+        },
+    )
+
+
+def prune_stage(project: Project) -> Stage:
+    """Describe pruning: the pre-trained network, and the axes."""
+    prune = as_dict(project.recipe.prune)
+    if not project.recipe.prune.criterion.searches:
+        del prune["search"]
+    del prune["equal_epochs"]
+    return Stage("prune", {"parent": pretrain_stage(project).key, "prune": prune})
+
+
+def finetune_stage(project: Project) -> Stage:
+    """Describe fine-tuning: the pruned network, and the training with its true number of epochs."""
+    recipe = project.recipe
+    training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
+    return Stage("finetune", {"parent": prune_stage(project).key, "training": as_dict(training)})
+
+
+def evaluate_stage(project: Project, network: Stage) -> Stage:
+    """Describe the evaluation of a network on the test split."""
+    measured = as_dict(project.recipe.evaluation)
+    del measured["validation_steps"], measured["batch_size"]
+    return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
+
+
+def pretrain(project: Project) -> StagePaths:
+    """Train the dense network from its initialisation, or from the weights that it comes with."""
+
+    def work(paths: StagePaths) -> dict[str, Any]:
+        model = _fresh(project)
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return _train(project, paths, model, learning, None, project.recipe.pretrain, "pretrain")
+
+    return _make(project, pretrain_stage(project), work)
+
+
+def prune(project: Project) -> StagePaths:
+    """Choose the connections that stay: score, allocate, and for criteria that search train the scores."""
+    recipe, spec = project.recipe, project.recipe.prune
+    parent = pretrain(project)
+
+    def work(paths: StagePaths) -> dict[str, Any]:
+        model = _fresh(project)
+        sparsity.restore(model, load_file(parent.model))
+        masks = sparsity.prune(
+            model, spec.criterion, spec.allocation, spec.sparsity, recipe.seed, spec.include, spec.exclude
+        )
+        training = spec.search if spec.criterion.searches else replace(spec.search, epochs=0)
+        title = f"prune {describe_cell(project)}"
+        outcome = _train(project, paths, model, masks.scores(), masks, training, title)
+        _write_histogram(paths, model, masks)
+        return {**outcome, "layers": masks.summary().as_rows()}
+
+    return _make(project, prune_stage(project), work)
+
+
+def finetune(project: Project) -> StagePaths:
+    """Train the weights that stay; the masks are constants."""
+    recipe = project.recipe
+    parent = prune(project)
+
+    def work(paths: StagePaths) -> dict[str, Any]:
+        model = _fresh(project)
+        masks = sparsity.restore(model, load_file(parent.model))
+        assert masks is not None
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
+        title = f"finetune {describe_cell(project)}"
+        outcome = _train(project, paths, model, learning, masks, training, title)
+        return {**outcome, "layers": masks.summary().as_rows()}
+
+    return _make(project, finetune_stage(project), work)
+
+
+def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
+    """Measure benign and robust accuracy of a finished network on the test split."""
+    recipe = project.recipe
+
+    def work(paths: StagePaths) -> dict[str, Any]:
+        began = time.monotonic()
+        model = load_network(project, network)
+        measured = recipe.evaluation
+        result = evaluation.evaluate(
+            project.fabric.to_device(model),
+            project.test,
+            measured.protocol,
+            batch_size=measured.batch_size,
+            seed=recipe.seed,
+            device=project.fabric.device,
+            progress=project.progress,
+            title=f"evaluate {title}",
+            check=check_stop,
+        )
+        _write_examples(paths, result.examples.first(measured.examples), project.dataset.class_names)
+        return {
+            "benign_accuracy": result.benign_accuracy,
+            "robust_accuracy": result.robust_accuracy,
+            "n": len(result.benign),
+            "refused": result.refused,
+            "protocol": measured.protocol.describe(),
+            "seconds": time.monotonic() - began,
+        }
+
+    return _make(project, evaluate_stage(project, network), work)
+
+
+def load_network(project: Project, network: Stage) -> nn.Module:
+    """Return the plain network, pruned weights at zero, that a finished stage left."""
+    model = project.build()
+    sparsity.restore(model, load_file(project.paths.stage(network.kind, network.key).model))
+    return sparsity.bake(model).eval()
+
+
+def load_masks(project: Project, network: Stage) -> dict[str, Tensor]:
+    """Return the masks that a finished stage left, by parameter name; empty for a dense network."""
+    tensors = load_file(project.paths.stage(network.kind, network.key).model)
+    return {name.removesuffix(".mask"): mask for name, mask in tensors.items() if name.endswith(".weight.mask")}
+
+
+def network_description(project: Project) -> dict[str, Any]:
+    """Return what is needed to use a network without its recipe: architecture, data, class names, threat model."""
+    norm, eps = project.recipe.objective.threat
+    return {
+        "architecture": {
+            "name": project.architecture.name,
+            "num_classes": project.architecture.num_classes,
+            "in_shape": list(project.architecture.in_shape),
+        },
+        "data": project.dataset.name,
+        "class_names": list(project.dataset.class_names),
+        "threat": {"norm": norm, "eps": eps.text},
+    }
+
+
+def describe_cell(project: Project) -> str:
+    """Return `hydra/global 99% s0`: criterion, allocation, sparsity, seed."""
+    spec = as_dict(project.recipe.prune)
+    percent = f"{100 * project.recipe.prune.sparsity:g}%"
+    return f"{spec['criterion']['name']}/{spec['allocation']['name']} {percent} s{project.recipe.seed}"
+
+
+def _fresh(project: Project) -> nn.Module:
+    """Build the network from the recipe's seed, in the memory format of the recipe."""
+    torch.manual_seed(project.recipe.seed)
+    return project.recipe.hardware.place(project.build())
+
+
+def _train(
+    project: Project,
+    paths: StagePaths,
+    model: nn.Module,
+    learning: list[nn.Parameter],
+    masks: MaskSet | None,
+    training: Training,
+    title: str,
+) -> dict[str, Any]:
+    """Train, and store the network and its history; return what goes into the outcome."""
+    recipe = project.recipe
+    batches = Batches(
+        project.train,
+        training.batch_size,
+        recipe.seed,
+        recipe.data.augmentation,
+        drop_last=len(project.train) >= training.batch_size,
+        channels_last=recipe.hardware.channels_last,
+        device=project.fabric.device,
+    )
+    work = Work(model, learning, recipe.objective, batches, masks, _validation(project), recipe.seed)
+    history, seconds = train(
+        work, training, project.fabric, paths.checkpoint, project.progress, title, project.checkpoint_every_s
+    )
+    io.write_json(paths.history, {"epochs": history})
+    with io.atomic_path(paths.model) as temporary:
+        save_file({name: tensor.cpu() for name, tensor in sparsity.plain_state(model).items()}, temporary)
+    return {
+        "epochs": training.epochs,
+        "seconds": seconds,
+        "model_sha256": io.file_hash(paths.model),
+        "network": network_description(project),
+    }
+
+
+def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | None:
+    if len(project.validation) == 0:
+        return None
+    recipe = project.recipe
+    norm, eps = recipe.objective.threat
+    steps = recipe.evaluation.validation_steps
+    attack = replace(recipe.evaluation.protocol.attack, steps=steps)
+    if eps > 0:
+        attack = PGD("l2" if norm == "l2" else "linf", eps, steps)
+
+    def validate(model: nn.Module) -> dict[str, Any]:
+        protocol = Protocol(attack, restarts=1 if steps else 0)
+        found = evaluation.evaluate(
+            model,
+            project.validation,
+            protocol,
+            batch_size=recipe.evaluation.batch_size,
+            seed=recipe.seed,
+            device=project.fabric.device,
+        )
+        robust = found.robust_accuracy if steps else found.benign_accuracy
+        return {"validation_benign": found.benign_accuracy, "validation_robust": robust}
+
+    return validate
+
+
+def _make(project: Project, stage: Stage, work: Callable[[StagePaths], dict[str, Any]]) -> StagePaths:
+    """Return the stage's folder, finished: at once when it is, else after doing the work."""
+    paths = project.paths.stage(stage.kind, stage.key)
+    if paths.outcome.exists():
+        return paths
+    io.make_folder(paths.folder)
+    with _locked(paths, project):
+        if paths.outcome.exists():
+            return paths
+        check_stop()
+        io.write_json(paths.description, {"kind": stage.kind, **stage.description})
+        io.write_json(paths.outcome, work(paths))
+        paths.checkpoint.unlink(missing_ok=True)
+    return paths
+
+
+@contextlib.contextmanager
+def _locked(paths: StagePaths, project: Project) -> Iterator[None]:
+    """Hold the stage for this process; wait where another one makes it. The lock dies with its holder."""
+    with paths.lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            project.progress.say(f"another process makes {paths.folder.name}: waiting for it")
+            while True:
+                check_stop()
+                time.sleep(0.2)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+        yield
+
+
+def read_outcome(paths: StagePaths) -> dict[str, Any]:
+    """Return what a finished stage measured; `UserError` if its file is broken."""
+    outcome = io.read_json(paths.outcome)
+    if not isinstance(outcome, dict):
+        raise UserError(f"'{paths.outcome}' is not the outcome of a stage; delete its folder to make it anew")
+    return outcome
+
+
+def _write_histogram(paths: StagePaths, model: nn.Module, masks: MaskSet, bins: int = 41) -> None:
+    """Count the pre-trained weights that were kept and removed, over equal bins of the whole range."""
+    state, kept = sparsity.plain_state(model), masks.as_dict()
+    weights = {name: state[name].float().cpu() for name in kept}
+    limit = max(float(weight.abs().max()) for weight in weights.values()) or 1.0
+    edges = torch.linspace(-limit, limit, bins + 1)
+    layers = {
+        name: {
+            part: torch.histogram(weight[chosen], edges)[0].long().tolist()
+            for part, chosen in (("kept", kept[name].cpu()), ("pruned", ~kept[name].cpu()))
+        }
+        for name, weight in weights.items()
+    }
+    io.write_json(paths.histogram, {"edges": edges.tolist(), "layers": layers})
+
+
+def _write_examples(paths: StagePaths, examples: evaluation.Adversarial, class_names: tuple[str, ...]) -> None:
+    with io.atomic_path(paths.adversarial) as temporary:
+        tensors = {name: tensor.contiguous() for name, tensor in vars(examples).items()}
+        save_file(tensors, temporary, {"class_names": json.dumps(list(class_names))})

@@ -1,0 +1,161 @@
+"""What a user points at: a compact artefact, a run folder, a stage folder, or an own network with its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hydraprune import data as datasets
+from hydraprune import export, io, models, sparsity
+from hydraprune.attacks import Eps
+from hydraprune.data import Dataset
+from hydraprune.errors import UserError
+from hydraprune.export import Architecture
+from hydraprune.paths import RunPaths, StagePaths
+from hydraprune.pipeline.project import check_network
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network that is ready to be evaluated or exported.
+
+    Attributes:
+        name: what to call it.
+        model: plain, in eval mode; pruned weights are zero.
+        masks: by parameter name; empty for a dense network.
+        architecture: how to build it again.
+        dataset: the data it is for.
+        norm: of the threat model that it was trained for.
+        eps: its radius; 0 where nothing is known of one.
+        description: what its file says of it.
+    """
+
+    name: str
+    model: nn.Module
+    masks: dict[str, Tensor]
+    architecture: Architecture
+    dataset: Dataset
+    norm: str
+    eps: Eps
+    description: dict[str, Any]
+
+
+def open_target(
+    path: Path | None,
+    *,
+    factory: str | None = None,
+    weights: Path | None = None,
+    data: str | None = None,
+    root: Path | None = None,
+) -> Target:
+    """Load what the user points at.
+
+    Args:
+        path: a compact artefact, a run folder with one network, or a stage folder; None with `factory` and `weights`.
+        factory: `package.module:factory` (or an architecture's name) for a network that is not one of ours.
+        weights: its state dict.
+        data: a data set; by default the one the network was trained on.
+        root: the folder of its files.
+
+    Raises:
+        UserError: nothing is there, it is ambiguous (the choices are listed), or its parts do not fit.
+    """
+    if path is None:
+        return _own(factory, weights, data, root)
+    if weights is not None:
+        raise UserError("give either TARGET or --model with --weights, not both")
+    if path.is_dir():
+        if StagePaths(path).description.exists():
+            return _stage(StagePaths(path), factory, data, root)
+        path = _only_artefact(path)
+    if not path.exists():
+        raise UserError(f"no such file or folder: '{path}'")
+    return _artefact(path, factory, data, root)
+
+
+def _own(factory: str | None, weights: Path | None, data: str | None, root: Path | None) -> Target:
+    if factory is None or weights is None or data is None:
+        raise UserError("without TARGET give all of --model package.module:factory, --weights FILE and --data NAME")
+    dataset = datasets.load(data, root)
+    architecture = Architecture(factory, dataset.num_classes, dataset.in_shape)
+    model = _build(architecture, factory)
+    assert model is not None
+    export.load_state_dict(weights, model)
+    check_network(model, dataset)
+    return Target(str(weights), model.eval(), {}, architecture, dataset, "linf", Eps("0"), {"data": data})
+
+
+def _artefact(path: Path, factory: str | None, data: str | None, root: Path | None) -> Target:
+    architecture = export.read_architecture(path) if factory else None
+    loaded = export.load_compact(path, _build(architecture, factory) if architecture else None)
+    return _described(path.name, loaded.model, loaded.masks, loaded.architecture, loaded.description, data, root)
+
+
+def _stage(paths: StagePaths, factory: str | None, data: str | None, root: Path | None) -> Target:
+    if not paths.outcome.exists():
+        raise UserError(f"stage '{paths.folder}' is not finished; run the command that started it again")
+    outcome = io.read_json(paths.outcome)
+    if "network" not in outcome:
+        raise UserError(f"stage '{paths.folder}' holds no network; give a pretrain, prune or finetune stage")
+    network = outcome["network"]
+    written = network["architecture"]
+    architecture = Architecture(written["name"], written["num_classes"], tuple(written["in_shape"]))
+    model = _build(architecture, factory)
+    if model is None:
+        raise UserError(
+            f"'{paths.folder}' needs the network '{architecture.name}': give --model package.module:factory"
+        )
+    masks = sparsity.restore(model, load_file(paths.model))
+    baked = sparsity.bake(model).eval()
+    plain = {} if masks is None else {name: mask.clone() for name, mask in masks.as_dict().items()}
+    return _described(paths.folder.name, baked, plain, architecture, network, data, root)
+
+
+def _described(
+    name: str,
+    model: nn.Module,
+    masks: dict[str, Tensor],
+    architecture: Architecture,
+    description: dict[str, Any],
+    data: str | None,
+    root: Path | None,
+) -> Target:
+    chosen = data or description.get("data")
+    if not isinstance(chosen, str) or (data is None and chosen not in datasets.DATASETS):
+        raise UserError(f"'{name}' was trained on data that hydraprune does not know ('{chosen}'); give --data NAME")
+    dataset = datasets.load(chosen, root)
+    check_network(model, dataset)
+    threat = description.get("threat", {})
+    return Target(
+        name,
+        model,
+        masks,
+        architecture,
+        dataset,
+        threat.get("norm", "linf"),
+        Eps(threat.get("eps", "0")),
+        description,
+    )
+
+
+def _build(architecture: Architecture, factory: str | None) -> nn.Module | None:
+    """Build the network that the user names, or else a registered one; None when it is neither."""
+    name = factory or architecture.name
+    if factory and ":" in factory:
+        return models.from_factory(factory, num_classes=architecture.num_classes, in_shape=architecture.in_shape)
+    if factory is None and name not in models.MODELS:
+        return None
+    return models.create(name, architecture.num_classes, architecture.in_shape)
+
+
+def _only_artefact(folder: Path) -> Path:
+    paths = RunPaths(folder)
+    if not paths.results.exists():
+        raise UserError(f"'{folder}' is not a run folder: it has no {paths.results.name}")
+    rows = [row for row in io.read_json(paths.results)["rows"] if row["criterion"] is not None]
+    if len(rows) == 1:
+        return folder / str(rows[0]["artefact"])
+    listed = ", ".join(str(folder / row["artefact"]) for row in rows) or "none"
+    raise UserError(f"'{folder}' has {len(rows)} compact networks; give one of them: {listed}")

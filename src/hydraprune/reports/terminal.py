@@ -1,0 +1,74 @@
+"""The main table for the terminal."""
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hydraprune.reports.aggregate import Group, group_rows
+from hydraprune.reports.load import parse_results
+from hydraprune.reports.wording import delivered_percent, file_size, percent, ratio, seeds_text, sparsity_percent
+
+# Ten columns in the 80 characters that a terminal has at least: hence short titles and only the names may wrap.
+_TITLES = (
+    "spars.\nasked\n%",
+    "spars.\ndeliv.\n%",
+    "benign\n%",
+    "robust\n%",
+    "preserved\nrobust\n%",
+    "weights\nkept",
+    "size",
+    "smaller",
+)
+
+
+def terminal_table(results: Mapping[str, object]) -> Table:
+    """Return the table of a run, dense first: mean ± sample std over seeds by criterion, allocation and sparsity.
+
+    Args:
+        results: the content of a results.json of schema 1.
+
+    Raises: `UserError` where `results` is not that.
+    """
+    parsed = parse_results(results, "results")
+    groups = group_rows(parsed.rows)
+    evaluations = list(dict.fromkeys(group.evaluation for group in groups))
+    threat = "; ".join(f"{evaluation.name}, {evaluation.n:,} test images" for evaluation in evaluations)
+    caption = "robust: empirical, an upper bound"
+    if any(group.best for group in groups):
+        caption += "; * best robust accuracy at its sparsity"
+    # Text objects throughout: a name in square brackets is a name, not markup.
+    table = Table(
+        title=Text(f"{parsed.name}: {threat}; {seeds_text(groups)}"),
+        caption=Text(caption),
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    table.add_column("network")
+    for title in _TITLES:
+        table.add_column(title, justify="right", no_wrap=True)
+    for i, group in enumerate(groups):
+        if i and groups[i - 1].block != group.block:
+            table.add_section()
+        attack = f" ({group.evaluation.name})" if len(evaluations) > 1 else ""
+        table.add_row(Text(f"{group.network}{attack}"), *_cells(group))
+    return table
+
+
+def _cells(group: Group) -> list[Text]:
+    robust = percent(group.robust)
+    cells = [
+        Text(sparsity_percent(group.sparsity)),
+        Text(delivered_percent(group.over(lambda row: row.delivered).mean)),
+        Text(percent(group.benign)),
+        Text(f"{robust}*", style="bold") if group.best else Text(robust),
+        Text(percent(group.preserved_robust)),
+        Text(f"{group.over(lambda row: row.weights_kept).mean:,.0f}"),
+        Text(file_size(group.over(lambda row: row.size_bytes).mean)),
+        Text(ratio(group.byte_ratio)),
+    ]
+    for cell in cells[2:5]:
+        cell.plain = cell.plain.replace(" ± ", "±")
+    return cells

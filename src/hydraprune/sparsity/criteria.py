@@ -1,0 +1,85 @@
+"""Criteria: how a weight is scored. A new one is one small class and one `register` line.
+
+A criterion gives each prunable weight a score; its magnitude is the importance. `searches` says whether the scores
+are then trained by the robust objective (HYDRA) or stand as they are.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hydraprune.registry import Registry
+
+CRITERIA: Registry[type["Criterion"]] = Registry("criterion")
+
+
+class Criterion(ABC):
+    """Scores weights; subclasses are frozen dataclasses whose fields are the criterion's own parameters."""
+
+    searches: ClassVar[bool] = False
+
+    @abstractmethod
+    def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Return initial scores, of the shape, dtype and device of `weight`.
+
+        Args:
+            weight: the pre-trained weight of one layer, (out, in, ...).
+            generator: a seeded CPU generator; the only source of randomness.
+        """
+
+
+def fan_in(weight: Tensor) -> int:
+    """Return the number of inputs of one output unit: in-channels · receptive field, for (out, in, ...)."""
+    fan, _ = nn.init._calculate_fan_in_and_fan_out(weight)
+    return int(fan)
+
+
+@CRITERIA.register("hydra")
+@dataclass(frozen=True)
+class Hydra(Criterion):
+    """HYDRA: let the robust objective choose (Sehwag et al., NeurIPS 2020, arXiv 2002.10509).
+
+    Scores start in proportion to the weights, s⁰ = sqrt(6 / fan_in) · θ / max|θ| for each layer, and are trained with
+    the weights frozen.
+
+    Args:
+        init: "scaled" as above (the paper's, and essential), or "random" for the paper's ablation:
+            uniform in ±sqrt(6 / fan_in).
+    """
+
+    searches: ClassVar[bool] = True
+
+    init: Literal["scaled", "random"] = "scaled"
+
+    def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Return s⁰."""
+        bound = math.sqrt(6.0 / fan_in(weight))
+        if self.init == "random":
+            drawn = torch.rand(weight.shape, generator=generator) * 2.0 - 1.0
+            return torch.empty_like(weight).copy_(drawn * bound)
+        largest = weight.abs().max()
+        return weight * (bound / largest) if largest > 0 else torch.zeros_like(weight)
+
+
+@CRITERIA.register("lwm")
+@dataclass(frozen=True)
+class LeastWeightMagnitude(Criterion):
+    """Remove the weights of least magnitude: score = θ (Han et al. 2015; with robust training, arXiv 1906.06110)."""
+
+    def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """Return a copy of the weight."""
+        return weight.clone()
+
+
+@CRITERIA.register("random")
+@dataclass(frozen=True)
+class Random(Criterion):
+    """Remove weights at random: the baseline that any criterion must beat."""
+
+    def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Return scores uniform in [0, 1)."""
+        return torch.empty_like(weight).copy_(torch.rand(weight.shape, generator=generator))
