@@ -80,6 +80,7 @@ class _LoggedTask:
         self._console, self._title, self._total, self._done = console, title, total, done
         self._note = ""
         self._began = self._spoke = time.monotonic()
+        self._print()
 
     def advance(self, steps: int = 1) -> None:
         self._done += steps
@@ -96,7 +97,7 @@ class _LoggedTask:
     def _print(self) -> None:
         seconds = time.monotonic() - self._began
         line = f"{self._title}  {self._done}/{self._total}  {seconds:.0f} s  {self._note}"
-        self._console.print(line.rstrip(), markup=False, highlight=False)
+        self._console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 class TerminalProgress:
@@ -140,4 +141,4 @@ class TerminalProgress:
 
     def say(self, text: str) -> None:
         """Print one line above the bars."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -143,15 +143,16 @@ def statistics(split: data.Split) -> tuple[list[float], list[float]]:
     return mean.tolist(), ((share * pixels**2).sum(1) - mean**2).sqrt().tolist()
 
 
-def test_digits_are_ink_scaled_to_bytes_and_cut_between_writers():
-    ink = torch.from_numpy(load_digits().images)
+def test_digits_are_ink_scaled_to_bytes_and_split_by_a_fixed_stratified_rule():
+    ink, labels = torch.from_numpy(load_digits().images), torch.from_numpy(load_digits().target)
     dataset = data.load("digits")
-    scale = {0: 0, 1: 16, 2: 32, 4: 64, 8: 128, 15: 239, 16: 255}  # 255 · ink / 16, rounded by hand
-    for value, pixel in scale.items():
-        assert set(dataset.train.images[:, 0][ink[:1300] == value].tolist()) == {pixel}
-    assert dataset.train.labels[:10].tolist() == list(range(10))
+    pixels = torch.cat([dataset.train.images, dataset.test.images])[:, 0]
+    for value, pixel in {0: 0, 1: 16, 2: 32, 4: 64, 8: 128, 15: 239, 16: 255}.items():  # 255 · ink / 16, by hand
+        assert (pixels == pixel).sum() == (ink == value).sum()
     assert (len(dataset.train), len(dataset.test)) == (1300, 497)
-    assert torch.equal(dataset.test.images[-1, 0] > 0, ink[-1] > 0)
+    together = dataset.train.labels.bincount() + dataset.test.labels.bincount()
+    assert together.tolist() == labels.bincount().tolist()
+    assert dataset.test.labels.bincount().tolist() == [49, 50, 49, 51, 50, 50, 50, 50, 48, 50]
 
 
 def test_the_statistics_of_digits_are_those_of_the_training_split():

@@ -10,7 +10,7 @@ from hydraprune.models import MODELS
 
 # Counted from the layer sizes in the papers; (name, in_shape, classes) -> parameters.
 PARAMETERS = {
-    ("cnn_tiny", (1, 8, 8), 10): 38_282,
+    ("cnn_tiny", (1, 8, 8), 10): 38_538,
     ("cnn_small", (1, 28, 28), 10): 166_406,
     ("cnn_small", (3, 32, 32), 10): 214_918,
     ("cnn_large", (1, 28, 28), 10): 1_974_762,
@@ -73,7 +73,7 @@ def test_logits_come_out_for_every_sensible_size(name, in_shape):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_smallest_image_works_and_one_pixel_less_is_refused_by_name_and_shape(name):
-    side = MODELS[name].stride
+    side = MODELS[name].least_side
     network = on_paper(name, in_shape=(3, side, side + 1))
     assert network.eval()(torch.empty(2, 3, side, side + 1, device="meta")).shape == (2, 10)
     with pytest.raises(
@@ -135,13 +135,13 @@ def test_the_seed_decides_the_weights_and_he_decides_their_scale(name):
 
 
 def test_cnn_tiny_computes_what_its_layers_say():
-    """By hand: every weight 1, biases 0 and an image of ones on 2 × 2 pixels."""
-    network = models.create("cnn_tiny", 2, (1, 2, 2)).eval()
+    """By hand: every weight 1, biases 0 and an image of ones on 5 × 5 pixels."""
+    network = models.create("cnn_tiny", 2, (1, 5, 5)).eval()
     for parameter in network.parameters():
         nn.init.ones_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
-    # conv1, stride 2: one output pixel sees the whole image: 4. conv2: 16 channels of 4: 64. fc1: 32 · 64. fc2: · 64.
-    expected = 4 * 16 * 32 * 64
-    assert network(torch.ones(1, 1, 2, 2)).tolist() == [[expected, expected]]
+    # conv1 has one output pixel, which sees the whole image: 25. conv2: 16 channels of that. fc1: · 32. fc2: · 64.
+    expected = 25 * 16 * 32 * 64
+    assert network(torch.ones(1, 1, 5, 5)).tolist() == [[expected, expected]]
 
 
 def test_a_pre_activation_block_adds_its_input_untouched():

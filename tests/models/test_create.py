@@ -37,7 +37,7 @@ def test_statistics_reach_the_first_layer_and_default_to_neutral():
         ({"name": "vgg16"}, r"unknown network 'vgg16' \(did you mean 'vgg16_bn'\?\); known: .*wrn_28_10"),
         (
             {"name": "vgg16_bn", "in_shape": (1, 8, 8)},
-            r"'vgg16_bn' shrinks each side 16 times.*\(1, 8, 8\) are too small",
+            r"'vgg16_bn' needs at least 16 pixels.*\(1, 8, 8\) are too small",
         ),
         ({"name": "cnn_tiny", "in_shape": (8, 8)}, r"\(channels, height, width\), not \(8, 8\)"),
         ({"name": "cnn_tiny", "in_shape": (1, 8, 0)}, r"not \(1, 8, 0\)"),
@@ -61,6 +61,6 @@ def test_the_table_has_a_row_for_each_network_and_leaves_the_random_numbers_alon
     assert torch.equal(drawn, torch.rand(1))
     assert [row.name for row in rows] == list(models.MODELS)
     by_name = {row.name: row for row in rows}
-    assert (by_name["cnn_tiny"].parameters, by_name["cnn_tiny"].in_shape) == (38_282, (1, 8, 8))
+    assert (by_name["cnn_tiny"].parameters, by_name["cnn_tiny"].in_shape) == (38_538, (1, 8, 8))
     assert (by_name["wrn_28_10"].parameters, by_name["wrn_28_10"].in_shape) == (36_479_194, (3, 32, 32))
     assert "arXiv 1605.07146" in by_name["wrn_28_10"].paper

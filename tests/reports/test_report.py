@@ -175,7 +175,7 @@ def test_broken_stage_files_cost_their_figures_too(make_run, row, file, content)
         path.write_text(content)
     panel = {"history.json": training_panel, "histogram.json": histogram_panel}.get(file, examples_panel)
     html = panel(run, groups_of(run))
-    assert "Left out: hydra global, 99 %, seed 0: " in html
+    assert "Left out: hydra global, 99&nbsp;%, seed 0: " in html
     assert "<img" not in html
 
 

@@ -23,7 +23,7 @@ class Eps(float):
         text = value.text if isinstance(value, Eps) else str(value).strip()
         try:
             number = float(Fraction(text))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ArithmeticError):
             raise UserError(f"'{text}' is not a radius: write a decimal (0.1) or a fraction (8/255)") from None
         if not math.isfinite(number) or number < 0:
             raise UserError(f"'{text}' is not a radius: it must be finite and not negative")

@@ -56,24 +56,26 @@ class L2(Norm):
     def random_start(self, images: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
         """Draw uniformly from the ball: a Gaussian direction times ε · u^(1/d)."""
         direction = torch.empty_like(images).normal_(generator=generator)
-        dimensions = images[0].numel()
-        uniform = torch.empty(len(images), device=images.device).uniform_(generator=generator)
+        dimensions = images.shape[1:].numel()
+        uniform = images.new_empty(len(images)).uniform_(generator=generator)
         radius = eps * uniform ** (1.0 / dimensions)
         return self.normalize(direction) * _per_image(radius, images)
 
     def normalize(self, gradient: Tensor) -> Tensor:
         """Divide by the length."""
         length = _per_image(self.size(gradient), gradient)
-        return torch.where(length > 0, gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny), 0.0)
+        return torch.where(length > 0, gradient / length, 0.0).to(gradient.dtype)
 
     def project(self, perturbation: Tensor, eps: float) -> Tensor:
         """Shorten what is longer than ε."""
         length = _per_image(self.size(perturbation), perturbation)
-        return perturbation * (eps / length.clamp_min(torch.finfo(perturbation.dtype).tiny)).clamp_max(1.0)
+        return torch.where(length > eps, perturbation * (eps / length), perturbation).to(perturbation.dtype)
 
     def size(self, perturbation: Tensor) -> Tensor:
-        """Return ‖δ‖₂."""
-        length: Tensor = torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+        """Return ‖δ‖₂ in float64."""
+        # In float32 the squares of a confident network's gradient (1e-23 and less) vanish, and the attack would stand
+        # still; and the length of a large image is off by more than what `outside` forgives.
+        length: Tensor = torch.linalg.vector_norm(perturbation.flatten(1), dim=1, dtype=torch.float64)
         return length
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hydraprune.attacks.eps import Eps
 from hydraprune.attacks.norms import NORMS
+from hydraprune.errors import UserError
 
 LossFn = Callable[[Tensor], Tensor]
 Watch = Callable[[Tensor, Tensor], None]
@@ -28,6 +29,9 @@ class PGD:
         steps: gradient steps.
         step_size: length of a step in the norm; none means eps/4 (2/255 at 8/255, as HYDRA uses).
         random_start: start uniformly in the ball instead of at the image.
+
+    Raises:
+        UserError: an unknown norm, or fewer than 0 steps.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -35,6 +39,11 @@ class PGD:
     steps: int = 10
     step_size: Eps | None = None
     random_start: bool = True
+
+    def __post_init__(self) -> None:
+        _ = NORMS[self.norm]
+        if self.steps < 0:
+            raise UserError(f"PGD makes 0 or more steps, not {self.steps}")
 
     @property
     def step(self) -> float:
@@ -98,7 +107,7 @@ def outside(images: Tensor, adversarial: Tensor, norm: str, eps: float, toleranc
     """Return, for each image, whether its adversarial example breaks the rules, (batch,) boolean.
 
     It does when it lies further than `eps + tolerance` from the image (measured in float64), outside [0, 1], or is
-    not finite. The tolerance covers float32 rounding of x + δ, whose error is at most 6e-8 a pixel.
+    not finite. The tolerance covers float32 rounding of x + δ.
     """
     perturbation = adversarial.double() - images.double()
     size = NORMS[norm].size(perturbation)

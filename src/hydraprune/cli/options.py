@@ -67,5 +67,5 @@ def parse(kind: type[O], program: str, words: Sequence[str]) -> O:
     try:
         values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise UserError(re.sub(r":?\s*\n\s*", ": ", str(error).strip())) from None
+        raise UserError(pipeline.one_line(error)) from None
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

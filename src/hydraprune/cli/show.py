@@ -126,7 +126,9 @@ def _state(stage: StagePaths) -> str:
 
 
 def _data(words: Sequence[str]) -> None:
-    words = list(words)
+    words = [
+        "--root" + word.removeprefix("--data.root") if word.startswith("--data.root") else word for word in words
+    ]
     if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
         words.insert(1, "--name")
     options = parse(DataOptions, "hydraprune data", words)

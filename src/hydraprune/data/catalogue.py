@@ -97,8 +97,8 @@ _add(
         class_names=_DIGIT_NAMES,
         train_size=1300,
         test_size=497,
-        mean=(0.3059,),
-        std=(0.3754,),
+        mean=(0.3054,),
+        std=(0.3759,),
         reader=lambda _: read_digits(),
     )
 )

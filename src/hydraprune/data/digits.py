@@ -13,8 +13,8 @@ def read_digits() -> tuple[Split, Split]:
     """Return 1,300 images for training and 497 for testing, (n, 1, 8, 8).
 
     The file counts ink in 0..16; a pixel is round(255 · ink / 16). scikit-learn gives no split, so one is fixed here:
-    stratified by digit and drawn by `hold_out` with seed 0. The file goes writer after writer, so a cut by order would
-    test on other handwritings than were trained on; the customary figures for this set are of shuffled splits.
+    stratified by digit and drawn by `hold_out` with seed 0. The file goes writer after writer, so a cut by order
+    would test on other handwritings than were trained on; the customary figures for this set are of shuffled splits.
     """
     # Here and not above: importing scikit-learn takes a second or two that most runs can do without.
     from sklearn.datasets import load_digits  # noqa: PLC0415

@@ -59,6 +59,9 @@ class TrainState:
         """Restore what `save` wrote; `UserError` when the file is not such a state."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # noqa: BLE001 - torch.load raises many kinds for a broken file, with pages of advice
+            raise UserError(f"'{path}' is not a usable checkpoint: it is damaged; delete it to start anew") from None
+        try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.epoch, self.batch = state["epoch"], state["batch"]
@@ -67,8 +70,9 @@ class TrainState:
             self.best = Best(**state["best"])
             self.seconds = state["seconds"]
             set_random_state(state["random"])
-        except Exception as error:  # noqa: BLE001 - torch.load raises many kinds for a broken file
-            raise UserError(f"'{path}' is not a usable checkpoint ({error}); delete it to start anew") from None
+        except Exception as error:  # noqa: BLE001 - whatever is missing or of another shape
+            what = " ".join(str(error).split())
+            raise UserError(f"'{path}' is not a usable checkpoint ({what}); delete it to start anew") from None
 
 
 def seed_everything(seed: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hydraprune.errors import UserError
 from hydraprune.registry import Registry
 
 OPTIMISERS: Registry[type["Optimiser"]] = Registry("optimiser")
@@ -17,9 +18,16 @@ class Optimiser(ABC):
 
     lr: float
 
-    @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a fresh torch optimiser over `parameters`."""
+        """Return a fresh torch optimiser over `parameters`; `UserError` where torch refuses a value."""
+        try:
+            return self._build(parameters)
+        except ValueError as error:
+            raise UserError(f"{self}: {error}") from None
+
+    @abstractmethod
+    def _build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the torch optimiser."""
 
 
 @OPTIMISERS.register("sgd")
@@ -39,8 +47,7 @@ class SGD(Optimiser):
     weight_decay: float = 1e-4
     nesterov: bool = False
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return torch.optim.SGD."""
+    def _build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
@@ -63,6 +70,5 @@ class Adam(Optimiser):
     beta2: float = 0.999
     weight_decay: float = 0.0
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return torch.optim.Adam."""
+    def _build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)

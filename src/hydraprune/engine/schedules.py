@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from hydraprune.errors import UserError
 from hydraprune.registry import Registry
 
 SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
@@ -34,9 +35,16 @@ class Cosine(Schedule):
 
     Args:
         warmup: share of the stage over which the rate first rises from 0, in [0, 1).
+
+    Raises:
+        UserError: `warmup` out of range.
     """
 
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.warmup < 1.0:
+            raise UserError(f"cosine: warmup is a share of the stage in [0, 1), not {self.warmup}")
 
     def factor(self, done: float) -> float:
         """Return done/warmup, then (1 + cos π·t)/2 with t the share done of what follows."""
@@ -52,9 +60,16 @@ class OneCycle(Schedule):
 
     Args:
         peak: share of the stage at which the rate is largest, in (0, 1).
+
+    Raises:
+        UserError: `peak` out of range.
     """
 
     peak: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.peak < 1.0:
+            raise UserError(f"one-cycle: peak is a share of the stage in (0, 1), not {self.peak}")
 
     def factor(self, done: float) -> float:
         """Return done/peak before the peak and (1 − done)/(1 − peak) after it."""

@@ -84,7 +84,7 @@ class Empirical:
         robust: (n,) boolean, classified rightly whatever the attack did.
         examples: a confirmed adversarial example for each image that was benign and is not robust.
         refused: adversarial examples that did not pass the check (outside the ball or the box, or classified rightly
-            when the network saw them again). They are not counted against the network.
+            when the network saw them again), over all restarts. They are not counted against the network.
     """
 
     benign: Tensor
@@ -132,7 +132,8 @@ def evaluate(
         check: called before each batch and each restart; may raise to stop.
 
     Raises:
-        UserError: the split is empty, or the model gives NaN (the message names the batch).
+        UserError: the split is empty, or the model gives NaN or infinite logits, for an image or under attack (the
+            message names the batch).
     """
     if len(split) == 0:
         raise UserError("there is no image to evaluate on")
@@ -163,11 +164,7 @@ def _attack_batch(
 ) -> tuple[Tensor, Tensor, Adversarial, int]:
     """Return (benign, robust, examples, refused) for one batch."""
     images, labels = batch.images, batch.labels
-    with torch.no_grad():
-        logits = model(images)
-    if not torch.isfinite(logits).all():
-        raise UserError(f"the model returns NaN or infinite logits in batch {number}")
-    predicted = logits.argmax(1)
+    predicted = _predict(model, images, f"in batch {number}")
     benign = predicted == labels
     standing = benign.clone()
     best = images.clone()
@@ -178,24 +175,33 @@ def _attack_batch(
         if len(rows) == 0 or not protocol.attack.eps > 0:
             break
         check()
-        candidates = _worst_iterates(model, images[rows], labels[rows], protocol.attack, generator)
-        with torch.no_grad():
-            again = model(candidates).argmax(1)
+        candidates, found = _worst_iterates(model, images[rows], labels[rows], protocol.attack, generator)
+        again = _predict(model, candidates, f"under attack in batch {number}")
         fooled = again != labels[rows]
-        illegal = outside(images[rows], candidates, protocol.attack.norm, protocol.attack.eps)
-        refused += int((fooled & illegal).sum())
-        taken = rows[fooled & ~illegal]
-        best[taken], seen[taken] = candidates[fooled & ~illegal], again[fooled & ~illegal]
+        legal = ~outside(images[rows], candidates, protocol.attack.norm, protocol.attack.eps)
+        confirmed = fooled & legal
+        refused += int(((found | fooled) & ~confirmed).sum())
+        taken = rows[confirmed]
+        best[taken], seen[taken] = candidates[confirmed], again[confirmed]
         standing[taken] = False
     rows = torch.nonzero(benign & ~standing).squeeze(1)
     parts = (images[rows], best[rows], labels[rows], predicted[rows], seen[rows])
     return benign, standing, Adversarial(*(part.cpu() for part in parts)), refused
 
 
+def _predict(model: nn.Module, images: Tensor, where: str) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(images)
+    # Under attack NaN comes of a gradient that is NaN: the attack is blind then, and must not pass for robustness.
+    if not torch.isfinite(logits).all():
+        raise UserError(f"the model returns NaN or infinite logits {where}")
+    return logits.argmax(1)
+
+
 def _worst_iterates(
     model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, generator: torch.Generator
-) -> Tensor:
-    """Run one attack; return for each image the first iterate that fooled the model, or else the last iterate."""
+) -> tuple[Tensor, Tensor]:
+    """Run one attack; return the first iterate that fooled the model, or else the last, and which of them did."""
     found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     worst = images.clone()
 
@@ -209,4 +215,4 @@ def _worst_iterates(
 
     last = attack.perturb(model, images, cross_entropy, generator, watch)
     worst[~found] = last[~found]
-    return worst
+    return worst, found

@@ -18,15 +18,14 @@ class Architecture:
     Args:
         build: (in_shape, num_classes) -> network on normalised inputs, in its initial state.
         paper: where it comes from.
-        stride: the product of all strides along a side; an image with a shorter side is refused, as some
-            stride would have nothing left to step over.
+        least_side: pixels that each side of an image needs, for no convolution or stride to run out of them.
         usual_shape: (channels, height, width) that it is known for and counted at.
     """
 
     name: str
     build: Builder
     paper: str
-    stride: int
+    least_side: int
     usual_shape: Shape
 
 
@@ -34,12 +33,12 @@ MODELS: Registry[Architecture] = Registry("network")
 
 
 def architecture(
-    name: str, paper: str, stride: int, usual_shape: Shape = (3, 32, 32)
+    name: str, paper: str, least_side: int, usual_shape: Shape = (3, 32, 32)
 ) -> Callable[[Builder], Builder]:
     """Return a decorator that files a builder in `MODELS`."""
 
     def file(build: Builder) -> Builder:
-        MODELS.register(name)(Architecture(name, build, paper, stride, usual_shape))
+        MODELS.register(name)(Architecture(name, build, paper, least_side, usual_shape))
         return build
 
     return file

@@ -83,9 +83,9 @@ def _checked_shape(entry: Architecture, in_shape: Sequence[int]) -> Shape:
     if len(in_shape) != 3 or not all(isinstance(size, int) and size > 0 for size in in_shape):
         raise UserError(f"network '{entry.name}' takes images of (channels, height, width), not {tuple(in_shape)}")
     channels, height, width = in_shape
-    if min(height, width) < entry.stride:
+    if min(height, width) < entry.least_side:
         raise UserError(
-            f"network '{entry.name}' shrinks each side {entry.stride} times, so images of {tuple(in_shape)} "
-            f"are too small: each side needs at least {entry.stride} pixels"
+            f"network '{entry.name}' needs at least {entry.least_side} pixels along each side; "
+            f"images of {tuple(in_shape)} are too small"
         )
     return channels, height, width

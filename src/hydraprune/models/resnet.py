@@ -85,7 +85,7 @@ def _resnet(
     return nn.Sequential(layers)
 
 
-@architecture("resnet18", "He et al. 2016, arXiv 1512.03385", stride=8)
+@architecture("resnet18", "He et al. 2016, arXiv 1512.03385", least_side=8)
 def resnet18(in_shape: Shape, num_classes: int) -> nn.Module:
     """18 layers with the stem for small images, one 3 × 3 convolution: 11,173,962 parameters on 3 × 32 × 32."""
     stem: OrderedDict[str, nn.Module] = OrderedDict(
@@ -94,7 +94,7 @@ def resnet18(in_shape: Shape, num_classes: int) -> nn.Module:
     return _resnet(stem, BasicBlock, (2, 2, 2, 2), num_classes)
 
 
-@architecture("resnet50", "He et al. 2016, arXiv 1512.03385", stride=32)
+@architecture("resnet50", "He et al. 2016, arXiv 1512.03385", least_side=32)
 def resnet50(in_shape: Shape, num_classes: int) -> nn.Module:
     """50 layers and ImageNet's stem, 7 × 7 stride 2: 23,528,522 parameters, with 1,000 classes 25,557,032."""
     stem: OrderedDict[str, nn.Module] = OrderedDict(

@@ -41,13 +41,13 @@ def _vgg(in_shape: Shape, num_classes: int, depths: tuple[int, ...]) -> nn.Modul
     )
 
 
-@architecture("vgg11_bn", "Simonyan and Zisserman 2015, arXiv 1409.1556", stride=16)
+@architecture("vgg11_bn", "Simonyan and Zisserman 2015, arXiv 1409.1556", least_side=16)
 def vgg11_bn(in_shape: Shape, num_classes: int) -> nn.Module:
     """8 convolutions and 3 linear layers: 9,818,890 parameters on 3 × 32 × 32."""
     return _vgg(in_shape, num_classes, (1, 1, 2, 2, 2))
 
 
-@architecture("vgg16_bn", "Simonyan and Zisserman 2015, arXiv 1409.1556", stride=16)
+@architecture("vgg16_bn", "Simonyan and Zisserman 2015, arXiv 1409.1556", least_side=16)
 def vgg16_bn(in_shape: Shape, num_classes: int) -> nn.Module:
     """13 convolutions and 3 linear layers: 15,316,042 parameters on 3 × 32 × 32, a state dict of 61.3 MB."""
     return _vgg(in_shape, num_classes, (2, 2, 3, 3, 3))

@@ -54,19 +54,19 @@ def _wide_resnet(in_shape: Shape, num_classes: int, depth: int, widen: int) -> n
 _PAPER = "Zagoruyko and Komodakis 2016, arXiv 1605.07146"
 
 
-@architecture("wrn_16_1", _PAPER, stride=4)
+@architecture("wrn_16_1", _PAPER, least_side=4)
 def wrn_16_1(in_shape: Shape, num_classes: int) -> nn.Module:
     """16 layers, thin: 175,066 parameters on 3 × 32 × 32."""
     return _wide_resnet(in_shape, num_classes, depth=16, widen=1)
 
 
-@architecture("wrn_28_4", _PAPER, stride=4)
+@architecture("wrn_28_4", _PAPER, least_side=4)
 def wrn_28_4(in_shape: Shape, num_classes: int) -> nn.Module:
     """28 layers, 4 times as wide: 5,849,050 parameters on 3 × 32 × 32."""
     return _wide_resnet(in_shape, num_classes, depth=28, widen=4)
 
 
-@architecture("wrn_28_10", _PAPER, stride=4)
+@architecture("wrn_28_10", _PAPER, least_side=4)
 def wrn_28_10(in_shape: Shape, num_classes: int) -> nn.Module:
     """28 layers, 10 times as wide: 36,479,194 parameters on 3 × 32 × 32."""
     return _wide_resnet(in_shape, num_classes, depth=28, widen=10)

@@ -2,7 +2,15 @@
 
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
-from hydraprune.pipeline.recipe_file import as_dict, from_arguments, load, recipe_parser, split_arguments, to_yaml
+from hydraprune.pipeline.recipe_file import (
+    as_dict,
+    from_arguments,
+    load,
+    one_line,
+    recipe_parser,
+    split_arguments,
+    to_yaml,
+)
 from hydraprune.pipeline.results import read_results, stage_folders
 from hydraprune.pipeline.runs import RunResult, compare, make_stage, run
 from hydraprune.pipeline.target import Target, open_target
@@ -22,6 +30,7 @@ __all__ = [
     "from_arguments",
     "load",
     "make_stage",
+    "one_line",
     "open_project",
     "open_target",
     "read_results",

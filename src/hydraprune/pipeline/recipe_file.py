@@ -115,9 +115,8 @@ def split_arguments(arguments: Sequence[str], parser: ArgumentParser) -> tuple[R
         parsed = parser.parse_args(list(_translate_options(arguments)))
         values = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise UserError(_one_line(str(error))) from None
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    recipe = Recipe(**{name: values.pop(name) for name in names})
+        raise UserError(one_line(error)) from None
+    recipe = _recipe(values)
     if complaints := recipe.complaints():
         raise RecipeError(source, complaints)
     return recipe, values
@@ -131,7 +130,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe '{path}': {error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is not YAML: {_one_line(str(error))}") from None
+        raise UserError(f"'{path}' is not YAML: {one_line(error)}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -144,17 +143,38 @@ def _checked(value: dict[str, Any], source: str) -> dict[str, Any]:
     complaints: list[str] = []
     translated: dict[str, Any] = _translate(value, Recipe, "", complaints)
     parser = recipe_parser()
+    sound: dict[str, Any] = {}
     for key, leaf in _leaves(translated):
-        nested: Any = leaf
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
         try:
-            parser.parse_object(nested)
+            parser.parse_object(_nested(key, leaf))
+            _merge(sound, _nested(key, leaf))
         except ArgumentError as error:
-            complaints.append(_one_line(str(error)))
+            complaints.append(one_line(error))
     if complaints:
-        raise RecipeError(source, complaints)
+        # What can be read is checked for its range too, so that one run shows every mistake.
+        recipe = _recipe(parser.instantiate(parser.parse_object(sound)))
+        raise RecipeError(source, complaints + recipe.complaints())
     return translated
+
+
+def _nested(key: str, leaf: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        leaf = {part: leaf}
+    nested: dict[str, Any] = leaf
+    return nested
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, item in other.items():
+        if isinstance(item, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], item)
+        else:
+            into[key] = item
+
+
+def _recipe(values: Namespace) -> Recipe:
+    """Take a recipe's values out of what the parser made."""
+    return Recipe(**{field.name: values.pop(field.name) for field in dataclasses.fields(Recipe)})
 
 
 def _translate(value: Any, kind: Any, path: str, complaints: list[str]) -> Any:
@@ -240,6 +260,16 @@ def _class_path(name: str, kind: type) -> str:
     return f"{chosen.__module__}.{chosen.__qualname__}"
 
 
-def _one_line(message: str) -> str:
-    """Fold jsonargparse's indented, multi-line messages into one line."""
-    return re.sub(r":?\s*\n\s*", ": ", message.strip())
+def one_line(error: Exception) -> str:
+    """Fold the parser's indented, multi-line message into one line of ours: which value, what came, what would work.
+
+    `objective.attack.eps: '-1' is not a radius: …`, `pretrain.epochs: expected int, got 'ten'`.
+    """
+    message = re.sub(r":?\s*\n\s*", ": ", str(error).strip())
+    message = re.sub(
+        r"""Parser key "([^"]+)": Problem with given class_path '[^']+': Parser key \"""", r'Parser key "\1.', message
+    )
+    message = re.sub(r'Parser key "([^"]+)"', r"\1", message)
+    message = re.sub(r"Not of type \w+: ", "", message)
+    message = re.sub(r"Does not validate against any of the Union subtypes: .*?Errors: - (.*?): - Expected.*", r"\1", message)
+    return re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"expected \1, got '\2'", message)

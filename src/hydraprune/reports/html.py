@@ -64,11 +64,13 @@ def render_html(results: Results, folder: Path) -> str:
 
 
 def _header(results: Results, primary: Sequence[Group]) -> str:
-    unfinished = "" if results.complete else f"\n{paragraph(UNFINISHED, 'note')}"
-    return (
-        f'<header>\n<p class="kicker">hydraprune report</p>\n<h1>{escape(results.name)}</h1>\n'
-        f'<p class="verdict">{escape(verdict(primary))}</p>{unfinished}\n</header>'
-    )
+    parts = [
+        paragraph("hydraprune report", "kicker"),
+        f"<h1>{escape(results.name)}</h1>",
+        paragraph(verdict(primary), "verdict"),
+        *([] if results.complete else [paragraph(UNFINISHED, "note")]),
+    ]
+    return "<header>\n" + "\n".join(parts) + "\n</header>"
 
 
 def _results(results: Results, groups: Sequence[Group]) -> str:

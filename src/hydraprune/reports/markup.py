@@ -9,7 +9,7 @@ from hydraprune.reports.links import artefact_href
 from hydraprune.reports.style import Palette, render
 from hydraprune.reports.tables import Cell, Column, Table
 
-__all__ = ["description_list", "escape", "figure", "grid", "html_table", "paragraph", "section"]
+__all__ = ["description_list", "escape", "figure", "grid", "html_table", "paragraph", "prose", "section"]
 
 NARROW, WIDE = 3.9, 6.4
 _DESK = "(min-width: 48rem)"
@@ -23,12 +23,17 @@ def section(title: str, body: str) -> str:
 def paragraph(text: str, kind: str = "") -> str:
     """Return a paragraph of plain text."""
     attribute = f' class="{escape(kind)}"' if kind else ""
-    return f"<p{attribute}>{escape(text)}</p>"
+    return f"<p{attribute}>{prose(text)}</p>"
+
+
+def prose(text: str) -> str:
+    """Escape running text and tie `%` and `±` to their numbers, so that no line begins with them."""
+    return escape(text).replace(" %", "&nbsp;%").replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def description_list(pairs: Sequence[tuple[str, str]]) -> str:
     """Return terms and what is said of them."""
-    entries = "\n".join(f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in pairs)
+    entries = "\n".join(f"<div><dt>{escape(term)}</dt><dd>{prose(text)}</dd></div>" for term, text in pairs)
     return f"<dl>\n{entries}\n</dl>"
 
 

@@ -32,7 +32,8 @@ def compression_panel(groups: Sequence[Group]) -> str:
     points = [f"{g.network} at {ratio(g.weight_ratio)}: {percent(g.robust)} %" for g in pruned]
     level = [f"dense: {percent(dense.robust)} %"] if dense else []
     alt = f"Robust accuracy against compression. {'; '.join(level + points)}."
-    caption = "Mean over seeds; bars are one sample standard deviation."
+    several = any(len(group.rows) > 1 for group in groups)
+    caption = "Mean over seeds; bars are one sample standard deviation." if several else "One seed for each network."
     if dense:
         caption += " The horizontal line is the dense network."
     return figure(partial(compression_curve, groups), alt, caption, wide=True)

@@ -159,7 +159,8 @@ def facts(results: Results, groups: Sequence[Group]) -> list[tuple[str, str]]:
             "accuracy of the pruned network / accuracy of the dense network of the same seed, then averaged",
         )
     )
-    found.append(("±", "the sample standard deviation over seeds; not given for one seed"))
+    if any(len(group.rows) > 1 for group in groups):
+        found.append(("±", "the sample standard deviation over seeds; not given for one seed"))
     return found
 
 

@@ -30,6 +30,11 @@ class Allocation(ABC):
             sparsity: the share removed, in [0, 1).
         """
 
+    def masks(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Return each layer's boolean mask: its `counts` most important weights."""
+        counts = self.counts(importance, sparsity)
+        return {name: top_mask(tensor, counts[name]) for name, tensor in importance.items()}
+
 
 @ALLOCATIONS.register("uniform")
 @dataclass(frozen=True)
@@ -76,12 +81,23 @@ class Global(Allocation):
     Args:
         min_kept: weights that every layer keeps whatever its scores (its own most important ones), so that no
             layer dies.
+
+    Raises:
+        UserError: `min_kept` below 0; or more weights are to be kept alive than stay in the network.
     """
 
     min_kept: int = 1
 
+    def __post_init__(self) -> None:
+        if self.min_kept < 0:
+            raise UserError(f"global: min_kept must be at least 0, not {self.min_kept}")
+
     def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
         """Return how many of each layer are among the most important of the network."""
+        return {name: int(mask.sum()) for name, mask in self.masks(importance, sparsity).items()}
+
+    def masks(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Return the most important weights of the network, one threshold for all layers."""
         floors = {name: min(self.min_kept, tensor.numel()) for name, tensor in importance.items()}
         total = sum(tensor.numel() for tensor in importance.values())
         keep = kept_count(sparsity, total)
@@ -90,14 +106,24 @@ class Global(Allocation):
                 f"sparsity {sparsity} keeps {keep} of {total} weights, fewer than the {sum(floors.values())} that "
                 f"global allocation keeps alive ({self.min_kept} a layer); use a lower sparsity or min_kept"
             )
-        flat = []
-        for name, tensor in importance.items():
-            values = tensor.reshape(-1).clone()
-            values[top_mask(values, floors[name])] = torch.inf
-            flat.append(values)
-        kept = top_mask(torch.cat(flat), keep)
-        parts = torch.split(kept, [values.numel() for values in flat])
-        return {name: int(part.sum()) for name, part in zip(importance, parts, strict=True)}
+        masks = _one_threshold(importance, keep)
+        if all(int(masks[name].sum()) >= floors[name] for name in masks):
+            return masks
+        # Some layer would die: what every layer keeps alive competes as infinitely important.
+        protected = {
+            name: tensor.masked_fill(top_mask(tensor, floors[name]), torch.inf) for name, tensor in importance.items()
+        }
+        return _one_threshold(protected, keep)
+
+
+def _one_threshold(importance: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
+    """Return masks of the `keep` most important entries of all tensors together, each in its tensor's layout."""
+    kept = top_mask(torch.cat([tensor.reshape(-1) for tensor in importance.values()]), keep)
+    parts = torch.split(kept, [tensor.numel() for tensor in importance.values()])
+    return {
+        name: torch.empty_like(tensor, dtype=torch.bool).copy_(part.view(tensor.shape))
+        for (name, tensor), part in zip(importance.items(), parts, strict=True)
+    }
 
 
 def _round_to(share: Mapping[str, float], sizes: Mapping[str, int], target: int) -> dict[str, int]:

@@ -62,7 +62,7 @@ class Hydra(Criterion):
             drawn = torch.rand(weight.shape, generator=generator) * 2.0 - 1.0
             return torch.empty_like(weight).copy_(drawn * bound)
         largest = weight.abs().max()
-        return weight * (bound / largest) if largest > 0 else torch.zeros_like(weight)
+        return weight / largest * bound if largest != 0 else torch.zeros_like(weight)
 
 
 @CRITERIA.register("lwm")

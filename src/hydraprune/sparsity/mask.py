@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-
-from hydraprune.sparsity.topk import top_mask
+from torch.nn.utils import parametrize
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -47,11 +46,16 @@ class ScoredMask(nn.Module):
         self.register_parameter("scores", None if scores is None else nn.Parameter(scores))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight with pruned entries at zero; gradients reach the scores straight through."""
-        if self.scores is None:
-            return torch.where(self.mask, weight, 0.0)
-        masked: Tensor = _StraightThrough.apply(weight, self.scores, self.mask)  # type: ignore[no-untyped-call]
-        return masked
+        """Return the weight with pruned entries at zero; gradients reach the scores straight through.
+
+        Gradients are on whatever the caller says, as they are for a plain parameter: where masked weights are cached,
+        the first reader may be an attack's pass under `no_grad`, and what it leaves in the cache is trained on.
+        """
+        with torch.enable_grad():
+            if self.scores is None:
+                return torch.where(self.mask, weight, 0.0)
+            masked: Tensor = _StraightThrough.apply(weight, self.scores, self.mask)  # type: ignore[no-untyped-call]
+            return masked
 
     @property
     def importance(self) -> Tensor:
@@ -60,6 +64,8 @@ class ScoredMask(nn.Module):
             raise ValueError("the mask is fixed: its scores are gone")
         return self.scores.detach().abs()
 
-    def keep_top(self, keep: int) -> None:
-        """Set the mask to the `keep` most important weights."""
-        self.mask.copy_(top_mask(self.importance, keep))
+
+def has_mask(module: nn.Module) -> bool:
+    """Whether the module's weight is seen through a `ScoredMask`."""
+    parametrized = parametrize.is_parametrized(module, "weight")
+    return parametrized and isinstance(module.get_submodule("parametrizations.weight.0"), ScoredMask)

@@ -7,12 +7,13 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from hydraprune.errors import UserError
 from hydraprune.sparsity.allocations import Allocation
 from hydraprune.sparsity.criteria import Criterion
-from hydraprune.sparsity.mask import ScoredMask
+from hydraprune.sparsity.mask import ScoredMask, has_mask
 from hydraprune.sparsity.summary import LayerSummary, Summary
 from hydraprune.sparsity.topk import check_sparsity
 
@@ -36,22 +37,24 @@ def prunable_modules(
     `include` patterns and none of `exclude` (shell wildcards). Biases and BatchNorm are never pruned.
 
     Raises:
-        UserError: nothing matches; a weight is parametrized already; two modules share one weight.
+        UserError: nothing matches; a layer is parametrized already, or lazy; two modules share one weight.
     """
     found: dict[str, nn.Module] = {}
-    owners: dict[int, str] = {}
+    owners = _owners(model)
     for name, module in model.named_modules():
-        weight_name = f"{name}.weight" if name else "weight"
+        weight_name = _weight_name(name)
         if not isinstance(module, PRUNABLE) or not _matches(weight_name, include, exclude):
             continue
-        if parametrize.is_parametrized(module, "weight"):
+        if parametrize.is_parametrized(module) or "weight" not in module._parameters:
             raise UserError(
                 f"'{weight_name}' cannot be pruned: it is parametrized already (weight_norm, spectral_norm or "
                 "another mask); remove that parametrization, or leave the layer out with an exclude pattern"
             )
-        if (owner := owners.setdefault(id(module.weight), weight_name)) != weight_name:
+        if is_lazy(module.weight):
+            raise UserError(f"'{weight_name}' has no shape yet: run the network once on an image before it is pruned")
+        if tied := [owner for owner in owners[id(module.weight)] if owner != weight_name]:
             raise UserError(
-                f"'{weight_name}' cannot be pruned: it is tied to '{owner}'; exclude both by a name pattern"
+                f"'{weight_name}' cannot be pruned: it is tied to '{tied[0]}'; exclude both by a name pattern"
             )
         found[name] = module
     if not found:
@@ -60,6 +63,15 @@ def prunable_modules(
             f"without {list(exclude)}"
         )
     return found
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Return by the id of each parameter the names under which different modules hold it."""
+    owners: dict[int, list[str]] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return owners
 
 
 def _matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -73,9 +85,8 @@ class MaskSet:
     model's state dict.
     """
 
-    def __init__(self, masks: Mapping[str, ScoredMask], modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, masks: Mapping[str, ScoredMask]) -> None:
         self._masks = dict(masks)
-        self._modules = dict(modules)
         self._allocation: Allocation | None = None
         self._sparsity = 0.0
 
@@ -100,8 +111,8 @@ class MaskSet:
         if not self.searching or self._allocation is None:
             return
         importance = {name: mask.importance for name, mask in self._masks.items()}
-        for name, keep in self._allocation.counts(importance, self._sparsity).items():
-            self._masks[name].keep_top(keep)
+        for name, mask in self._allocation.masks(importance, self._sparsity).items():
+            self._masks[name].mask.copy_(mask)
 
     def fix(self) -> None:
         """Drop the scores: from here on the masks are constants."""
@@ -110,15 +121,8 @@ class MaskSet:
 
     @contextlib.contextmanager
     def cached(self) -> Iterator[None]:
-        """Compute each masked weight once for all forward passes inside.
-
-        The weights are touched on entry with gradients on, because the first reader fills the cache: were that the
-        attack's forward pass under `no_grad`, the training loss would lose its gradient without a word.
-        """
+        """Compute each masked weight once for all forward passes inside, when the first of them asks for it."""
         with parametrize.cached():
-            with torch.enable_grad():
-                for module in self._modules.values():
-                    _ = module.weight
             yield
 
     def as_dict(self) -> dict[str, Tensor]:
@@ -169,7 +173,7 @@ def attach(
         weight = _weight_of(module)
         masks[name] = ScoredMask(torch.ones_like(weight, dtype=torch.bool), criterion.scores(weight, generator))
         parametrize.register_parametrization(module, "weight", masks[name], unsafe=True)
-    return MaskSet(masks, modules)
+    return MaskSet(masks)
 
 
 def prune(
@@ -204,14 +208,15 @@ def attach_fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> MaskSet:
         model: a module without masks.
         masks: parameter name (`features.0.weight`) -> boolean tensor of the parameter's shape.
     """
-    placed, modules = {}, {}
+    placed = {}
     for name, mask in masks.items():
-        module = model.get_submodule(name.rpartition(".")[0])
         module_name = name.rpartition(".")[0]
+        module = model.get_submodule(module_name)
+        if has_mask(module):
+            continue  # one module under two names
         placed[module_name] = ScoredMask(torch.empty_like(_weight_of(module), dtype=torch.bool).copy_(mask))
-        modules[module_name] = module
         parametrize.register_parametrization(module, "weight", placed[module_name], unsafe=True)
-    return MaskSet(placed, modules)
+    return MaskSet(placed)
 
 
 @torch.no_grad()
@@ -219,17 +224,18 @@ def bake(model: nn.Module) -> nn.Module:
     """Return a plain copy of `model` whose pruned weights are exactly +0.0; the model itself stays as it is.
 
     `copy.deepcopy` followed by `remove_parametrizations` would break the original, because both share the class that
-    the parametrization made. Here the copy gets its old class back instead.
+    the parametrization made. Here the copy gets its old class back instead. Parametrizations of the user's own stay.
     """
     plain = copy.deepcopy(model)
     for module in plain.modules():
-        if not parametrize.is_parametrized(module, "weight"):
+        if not has_mask(module):
             continue
-        weight = _weight_of(module).clone()
+        learns = module.get_parameter("parametrizations.weight.original").requires_grad
+        weight = nn.Parameter(_weight_of(module).clone(), requires_grad=learns)
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
         others = dict(module._parameters)
         module._parameters.clear()
-        module.weight = nn.Parameter(weight)  # first again, as in the class that was masked
+        module.weight = weight  # first again, as in the class that was masked
         module._parameters.update(others)
     return plain

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from hydraprune.errors import UserError
+from hydraprune.errors import HydrapruneError, UserError
 
 
 def removed_count(sparsity: float, total: int) -> int:
@@ -42,6 +42,9 @@ def top_mask(importance: Tensor, keep: int) -> Tensor:
 
     Returns:
         A boolean tensor of the same shape, in the memory format of `importance`.
+
+    Raises:
+        HydrapruneError: the importance holds NaN, so that no threshold has `keep` entries above it.
     """
     total = importance.numel()
     if not 0 <= keep <= total:
@@ -55,5 +58,10 @@ def top_mask(importance: Tensor, keep: int) -> Tensor:
     mask = flat > threshold
     missing = keep - int(mask.sum())
     ties = torch.nonzero(flat == threshold).squeeze(1)
+    if len(ties) < missing:
+        raise HydrapruneError(
+            "the scores of a layer are NaN: the search diverged (try a lower learning rate), or the "
+            "weights it began with were NaN"
+        )
     mask[ties[:missing]] = True
     return torch.empty_like(importance, dtype=torch.bool).copy_(mask.view(importance.shape))
