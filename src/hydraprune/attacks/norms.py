@@ -19,7 +19,7 @@ class Norm(ABC):
 
     @abstractmethod
     def normalize(self, gradient: Tensor) -> Tensor:
-        """Return the steepest ascent direction of norm 1 for each image (0 where the gradient is 0)."""
+        """Return the steepest ascent direction of norm 1 for each image (0 where the gradient is 0, NaN where it is)."""
 
     @abstractmethod
     def project(self, perturbation: Tensor, eps: float) -> Tensor:
@@ -39,7 +39,8 @@ class Linf(Norm):
 
     def normalize(self, gradient: Tensor) -> Tensor:
         """Return the sign."""
-        return gradient.sign()
+        # torch's sign of NaN is 0: an attack that sees nothing would stand still, and pass for robustness.
+        return torch.where(gradient.isnan(), gradient, gradient.sign())
 
     def project(self, perturbation: Tensor, eps: float) -> Tensor:
         """Clip each pixel to [−ε, ε]."""
@@ -64,7 +65,7 @@ class L2(Norm):
     def normalize(self, gradient: Tensor) -> Tensor:
         """Divide by the length."""
         length = _per_image(self.size(gradient), gradient)
-        return torch.where(length > 0, gradient / length, 0.0).to(gradient.dtype)
+        return torch.where(length == 0, 0.0, gradient / length).to(gradient.dtype)
 
     def project(self, perturbation: Tensor, eps: float) -> Tensor:
         """Shorten what is longer than ε."""

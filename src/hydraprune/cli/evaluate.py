@@ -103,19 +103,17 @@ def _result(target: Target, protocol: Protocol, measured: Empirical, seconds: fl
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table("network", "data", "n", "benign", "robust", "attack", "norm", "eps", "seconds")
     eps = f"{result['eps']:.6g}" + (f" ({result['eps_text']})" if "/" in result["eps_text"] else "")
-    table.add_row(
-        result["target"],
-        result["data"],
-        str(result["n"]),
-        percent(result["benign_accuracy"]),
-        percent(result["robust_accuracy"]),
-        result["attack"],
-        result["norm"],
-        eps,
-        f"{result['seconds']:.1f}",
-    )
+    table = Table(show_header=False)
+    for key, value in (
+        ("network", result["target"]),
+        ("data", f"{result['data']}, {result['n']} test images"),
+        ("benign accuracy", percent(result["benign_accuracy"])),
+        ("robust accuracy", f"{percent(result['robust_accuracy'])}, an upper bound"),
+        ("attack", f"{result['attack']}, {result['norm']}, eps {eps}"),
+        ("seconds", f"{result['seconds']:.1f}"),
+    ):
+        table.add_row(key, value)
     Console(file=sys.stdout).print(table)
     for warning in result["warnings"]:
         say(f"warning: {warning}")

@@ -36,7 +36,7 @@ class TargetOptions:
     Args:
         target: a compact artefact, a run folder with one network, or a stage folder; also the first plain argument.
         model: package.module:factory, for a network that is not one of hydraprune's architectures.
-        weights: its state dict, when there is no TARGET.
+        weights: its state dict, where no TARGET is given.
         data: which data set, and where its files are.
     """
 
@@ -60,6 +60,7 @@ def parse(kind: type[O], program: str, words: Sequence[str]) -> O:
     words = [
         "--data.name" + word.removeprefix("--data") if re.match(r"--data(=|$)", word) else word for word in words
     ]
+    words = ["--json=true" if word == "--json" else word for word in words]
     parser = ArgumentParser(
         prog=program, usage=f"{program} [TARGET] [--OPTION VALUE …]", exit_on_error=False, allow_abbrev=False
     )

@@ -32,8 +32,11 @@ class Hardware:
     def fabric(self) -> Fabric:
         """Set the thread count and return Fabric on one device; `UserError` where the accelerator is not there."""
         torch.set_num_threads(self.threads or available_cores())
+        precision = _MixedBfloat16() if self.precision == "bf16-mixed" else Precision()
         try:
-            return Fabric(accelerator=self.accelerator, devices=1, precision=self.precision)
+            fabric = Fabric(accelerator=self.accelerator, devices=1, plugins=precision)
+            precision.device_type = fabric.device.type
+            return fabric
         except Exception as error:  # noqa: BLE001 - Fabric has no common base for its complaints
             raise UserError(f"cannot use accelerator '{self.accelerator}': {error}") from None
 

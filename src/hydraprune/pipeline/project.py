@@ -122,6 +122,7 @@ def _network(recipe: Recipe, dataset: Dataset, model: nn.Module | None) -> tuple
     """Return what builds the network, and its name; build it once, so that a mistake is answered at once."""
     spec = recipe.model
     if model is not None:
+        check_network(copy.deepcopy(model), dataset)
         return lambda: copy.deepcopy(model), f"{type(model).__module__}:{type(model).__qualname__}"
 
     def build() -> nn.Module:

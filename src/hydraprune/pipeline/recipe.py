@@ -83,6 +83,7 @@ class Evaluation:
         batch_size: images at once.
         validation_steps: PGD steps of the quick robust accuracy on the validation split after each epoch; 0 measures
             benign accuracy only.
+        validation_n: validation images that this takes, the first ones; none means all.
         examples: adversarial examples to keep for the report.
     """
 
@@ -90,6 +91,7 @@ class Evaluation:
     n: int | None = None
     batch_size: int = 500
     validation_steps: int = 10
+    validation_n: int | None = 1000
     examples: int = 12
 
 
@@ -175,7 +177,8 @@ class Recipe:
             ("evaluation.examples", self.evaluation.examples, 0),
             ("hardware.threads", self.hardware.threads, 0),
             ("seed", self.seed, 0),
-            *(() if self.evaluation.n is None else (("evaluation.n", self.evaluation.n, 1),)),
+            ("evaluation.n", 1 if self.evaluation.n is None else self.evaluation.n, 1),
+            ("evaluation.validation_n", self.evaluation.validation_n or 1, 1),
         ):
             if count < least:
                 yield f"{key} must be at least {least}, got {count}"

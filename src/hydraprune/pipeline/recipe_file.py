@@ -271,5 +271,7 @@ def one_line(error: Exception) -> str:
     )
     message = re.sub(r'Parser key "([^"]+)"', r"\1", message)
     message = re.sub(r"Not of type \w+: ", "", message)
-    message = re.sub(r"Does not validate against any of the Union subtypes: .*?Errors: - (.*?): - Expected.*", r"\1", message)
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes: .*?Errors: - (.*?): - Expected.*", r"\1", message
+    )
     return re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"expected \1, got '\2'", message)

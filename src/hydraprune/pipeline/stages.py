@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hydraprune import data as datasets
 from hydraprune import evaluation, io, sparsity
 from hydraprune.attacks import PGD
 from hydraprune.data import Batches
@@ -56,7 +57,7 @@ def pretrain_stage(project: Project) -> Stage:
             **project.source,
             "objective": as_dict(recipe.objective),
             "training": as_dict(recipe.pretrain),
-            "validation_steps": recipe.evaluation.validation_steps,
+            "validation": [recipe.evaluation.validation_steps, recipe.evaluation.validation_n],
             "seed": recipe.seed,
             "precision": recipe.hardware.precision,
             "channels_last": recipe.hardware.channels_last,
@@ -83,7 +84,7 @@ def finetune_stage(project: Project) -> Stage:
 def evaluate_stage(project: Project, network: Stage) -> Stage:
     """Describe the evaluation of a network on the test split."""
     measured = as_dict(project.recipe.evaluation)
-    del measured["validation_steps"], measured["batch_size"]
+    del measured["validation_steps"], measured["validation_n"], measured["batch_size"]
     return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
 
 
@@ -248,6 +249,8 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
     if len(project.validation) == 0:
         return None
     recipe = project.recipe
+    count = recipe.evaluation.validation_n or len(project.validation)
+    split = datasets.first(project.validation, min(count, len(project.validation)))
     norm, eps = recipe.objective.threat
     steps = recipe.evaluation.validation_steps
     attack = replace(recipe.evaluation.protocol.attack, steps=steps)
@@ -258,7 +261,7 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
         protocol = Protocol(attack, restarts=1 if steps else 0)
         found = evaluation.evaluate(
             model,
-            project.validation,
+            split,
             protocol,
             batch_size=recipe.evaluation.batch_size,
             seed=recipe.seed,

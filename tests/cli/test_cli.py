@@ -1,0 +1,216 @@
+"""What a user types and sees: help, results, exit codes, one line for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hydraprune.cli import main
+from hydraprune.cli.main import COMMANDS
+from hydraprune.version import __version__
+
+TINY = [
+    *("--data.train_fraction", "0.3", "--objective.attack.steps", "2", "--evaluation.n", "40"),
+    *("--evaluation.protocol.attack.steps", "2", "--evaluation.protocol.restarts", "1"),
+    *("--evaluation.validation_steps", "1", "--hardware.threads", "1"),
+    *("--pretrain.epochs", "1", "--prune.search.epochs", "1", "--finetune.epochs", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A finished run folder."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["run", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+def test_version_and_overview(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hydraprune {__version__}\n"
+    assert main([]) == main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "hydraprune", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"hydraprune {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_every_option(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"hydraprune {name}" in shown
+    explained = 0
+    for option in shown.split("\n  --")[1:]:
+        head, _, rest = option.partition("\n")
+        assert len(head.split("  ")) > 1 or rest.strip(), f"{name}: '--{head}' has no explanation"
+        text = " ".join(option.split())
+        assert "(type:" not in text or not text.split("(type:")[0].split()[-1].isupper(), (
+            f"'--{head}' says only its type"
+        )
+        explained += 1
+    assert explained
+
+
+def test_a_run_prints_the_table_the_report_and_the_artefact(folder, capsys):
+    assert main(["run", *TINY, "--out", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "hydra" in shown
+    assert str(folder / "report.html") in shown
+    assert "hydra-global-0.9-s0.safetensors" in shown
+    for name in ("recipe.yaml", "results.json", "report.md", "report.html"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_a_written_recipe_makes_the_same_run(folder, tmp_path, capsys):
+    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(list((folder / "stages").iterdir())) == 5
+    assert rows[1]["criterion"] == "hydra"
+
+
+def test_stages_one_by_one_share_the_run_folder(folder, capsys):
+    for name in ("pretrain", "prune", "finetune"):
+        assert main([name, *TINY, "--out", str(folder), "--json"]) == 0
+        outcome = json.loads(capsys.readouterr().out)
+        assert Path(outcome["folder"]).name.startswith(name)
+    assert len(list((folder / "stages").iterdir())) == 5
+
+
+def test_evaluate_prints_one_json_object(folder, capsys):
+    arguments = ["evaluate", str(folder), "--attack", "pgd2x1", "--eps", "0.1", "--n", "40", "--json"]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    row = json.loads((folder / "results.json").read_text())["rows"][1]
+    assert result["robust_accuracy"] == row["robust_accuracy"]
+    assert (result["eps"], result["eps_text"], result["n"], result["norm"]) == (0.1, "0.1", 40, "linf")
+    assert result["warnings"] == []
+
+
+def test_evaluate_prints_a_table_with_the_exact_radius(folder, capsys):
+    assert main(["evaluate", str(folder), "--attack", "pgd2x1", "--eps", "8/255", "--n", "10"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.0313725" in shown
+    assert "8/255" in shown
+
+
+def test_a_stage_folder_and_an_own_network_are_targets_too(folder, tmp_path, capsys):
+    stage = next(folder.glob("stages/finetune-*"))
+    options = ["--attack", "pgd2x1", "--n", "20", "--json"]
+    assert main(["evaluate", str(stage), *options]) == 0
+    by_stage = json.loads(capsys.readouterr().out)
+    weights = tmp_path / "weights.safetensors"
+    assert main(["export", str(folder), "--format", "state-dict", "--out", str(weights)]) == 0
+    capsys.readouterr()
+    own = ["--model", "cnn_tiny", "--weights", str(weights), "--data", "digits", "--eps", "0.1"]
+    assert main(["evaluate", *own, *options]) == 0
+    by_weights = json.loads(capsys.readouterr().out)
+    assert by_stage["robust_accuracy"] == by_weights["robust_accuracy"]
+
+
+def test_export_compact_is_the_artefact_again(folder, tmp_path):
+    out = tmp_path / "again.safetensors"
+    artefact = folder / "artefacts" / "hydra-global-0.9-s0.safetensors"
+    assert main(["export", str(artefact), "--out", str(out)]) == 0
+    assert out.read_bytes() == artefact.read_bytes()
+
+
+def test_report_status_data_and_models_show_what_is_there(folder, capsys):
+    assert main(["report", str(folder)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert main(["status", str(folder), "--json"]) == 0
+    states = json.loads(capsys.readouterr().out)["stages"]
+    assert {record["state"] for record in states} == {"finished"}
+    assert main(["data", "list", "--json"]) == 0
+    assert {"digits", "mnist", "cifar10"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert main(["data", "verify", "digits"]) == 0
+    assert main(["models", "--json"]) == 0
+    assert {"cnn_small", "vgg16_bn"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def mistakes(tmp_path: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Name -> (arguments, a part of the one line that answers)."""
+    (tmp_path / "file").write_text("x")
+    mnist = tmp_path / "MNIST" / "raw"
+    mnist.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (mnist / f"{name}-ubyte").write_bytes(b"\x00\x00\x08\x03truncated")
+    artefact = folder / "artefacts" / "hydra-global-0.9-s0.safetensors"
+    (tmp_path / "cut.safetensors").write_bytes(artefact.read_bytes()[:-100])
+    return {
+        "wrong key": (["run", recipe(tmp_path, "pretrian: {}")], "unknown key 'pretrian' (did you mean 'pretrain'?)"),
+        "missing recipe": (["run", "nowhere.yaml"], "no such recipe: 'nowhere.yaml'"),
+        "truncated data": (["run", "--data.name", "mnist", "--data.root", str(tmp_path)], "ubyte"),
+        "missing data": (["run", "--data.name", "cifar10", "--data.root", str(tmp_path)], "'cifar10' not found"),
+        "sparsity 1.2": (["prune", "--prune.sparsity", "1.2"], "must be in [0, 1), got 1.2"),
+        "unknown network": (["run", "--model.name", "vgg"], "unknown network 'vgg'"),
+        "unknown objective": (["run", "--objective", "tradez"], "did you mean 'trades'?"),
+        "unknown option": (["run", "--pretrain.epoch", "3"], "--pretrain.epoch"),
+        "no folder": (["run", "--out", str(tmp_path / "file" / "run")], "cannot write into folder"),
+        "unknown command": (["prun"], "unknown command 'prun'"),
+        "missing target": (["evaluate", "nowhere"], "no such file or folder: 'nowhere'"),
+        "no target": (["evaluate"], "give all of --model"),
+        "truncated artefact": (["evaluate", str(tmp_path / "cut.safetensors")], "cut.safetensors"),
+        "not an artefact": (["evaluate", str(tmp_path / "file")], "file"),
+        "unknown attack": (["evaluate", str(folder), "--attack", "fgsm"], "unknown attack 'fgsm'"),
+        "bad radius": (["evaluate", str(folder), "--eps", "8/0"], "'8/0' is not a radius"),
+        "too many images": (["evaluate", str(folder), "--n", "1000"], "first 1000 of 497"),
+        "bad factory": (["run", "--model.name", "nowhere:make"], "nowhere"),
+        "weights that do not fit": (
+            ["run", "--model.name", "cnn_small", "--model.weights", str(artefact)],
+            "safetensors",
+        ),
+        "bad list": (["compare", "--seeds", "0,x"], "--seeds takes numbers separated by commas"),
+        "bad jobs": (["compare", "--jobs", "none"], "--jobs takes a number"),
+        "unknown criterion": (["compare", "--criteria", "hydr"], "did you mean 'hydra'?"),
+        "no run folder": (["status", str(tmp_path)], "not a run folder"),
+        "no report": (["report", str(tmp_path)], "results.json"),
+        "no out": (["export", str(folder)], "--out"),
+        "no gpu": (["run", "--hardware.accelerator", "mps"], "hardware.accelerator"),
+    }
+
+
+def test_each_mistake_is_one_line_and_exit_code_2(tmp_path, folder, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, (arguments, answer) in mistakes(tmp_path, folder).items():
+        assert main(arguments) == 2, name
+        shown = capsys.readouterr()
+        assert answer in shown.err, f"{name}: {shown.err}"
+        assert shown.err.count("\n") == 1, f"{name}: {shown.err}"
+        assert shown.out == "", name
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("outcome.json"))
+
+
+def test_a_read_only_folder_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("hydraprune.io.tempfile.TemporaryFile", refuse)
+    assert main(["run", *TINY, "--out", str(tmp_path / "run")]) == 2
+    shown = capsys.readouterr().err
+    assert shown == f"hydraprune: cannot write into folder '{tmp_path / 'run'}': Read-only file system\n"
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(tmp_path, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hydraprune.io.os.fsync", full)
+    assert main(["pretrain", *TINY, "--out", str(tmp_path / "run")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "lock"]

@@ -1,0 +1,86 @@
+"""A stage small enough to run ten times, with everything in it that draws, counts or remembers."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from hydraprune.console import SilentProgress
+from hydraprune.data import Batches, CropFlip, Split
+from hydraprune.engine import Hardware, Training, Work, train
+from hydraprune.objectives import Objective
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Put torch's thread count back: `Hardware.fabric` sets it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return Hardware("cpu", threads=1).fabric()
+
+
+@pytest.fixture
+def network() -> Callable[[], nn.Module]:
+    """Make a network with BatchNorm and dropout, the same each time."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(7)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(64, 3),
+        )
+
+    return make
+
+
+@pytest.fixture
+def batches() -> Callable[..., Batches]:
+    """Make three batches of 8, 8 and 4 images that can be learnt."""
+
+    def make(**options: Any) -> Batches:
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(20) % 3
+        images = torch.randint(0, 60, (20, 1, 4, 4), generator=generator) + 80 * labels.view(-1, 1, 1, 1)
+        options = {"augmentation": CropFlip(1), **options}
+        return Batches(Split(images.to(torch.uint8), labels), 8, seed=0, **options)
+
+    return make
+
+
+@pytest.fixture
+def run(fabric: Fabric, tmp_path: Path, batches: Callable[..., Batches]) -> Callable[..., Any]:
+    """Train a model (all of its parameters, unless told otherwise) and return the history."""
+
+    def go(
+        model: nn.Module,
+        objective: Objective,
+        training: Training,
+        *,
+        parameters: Any = None,
+        masks: Any = None,
+        validate: Any = None,
+        every: float = 60.0,
+        data: Batches | None = None,
+        on: Fabric | None = None,
+    ) -> list[dict[str, Any]]:
+        learning = list(model.parameters()) if parameters is None else parameters
+        work = Work(model, learning, objective, batches() if data is None else data, masks, validate, seed=3)
+        checkpoint = tmp_path / "checkpoint.pt"
+        history, seconds = train(work, training, on or fabric, checkpoint, SilentProgress(), "test", every)
+        assert seconds >= 0
+        return history
+
+    return go

@@ -1,0 +1,39 @@
+"""Devices, threads, precision and memory format."""
+
+import pytest
+import torch
+from torch import nn
+
+from hydraprune.engine import Hardware, available_cores
+from hydraprune.errors import UserError
+
+
+def test_threads_are_set():
+    Hardware("cpu", threads=1).fabric()
+    assert torch.get_num_threads() == 1
+
+
+def test_no_thread_count_means_every_core_that_this_process_may_use():
+    Hardware("cpu").fabric()
+    assert torch.get_num_threads() == available_cores() >= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_an_accelerator_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="cannot use accelerator 'cuda'"):
+        Hardware("cuda").fabric()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_memory_format_is_that_of_the_weights(channels_last):
+    model = Hardware(channels_last=channels_last).place(nn.Conv2d(3, 4, 3))
+    assert model.weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    assert model.weight.is_contiguous() is not channels_last
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_precision_leaves_the_weights_in_float32(precision):
+    fabric = Hardware("cpu", precision, threads=1).fabric()
+    model = fabric.setup_module(nn.Linear(2, 2))
+    assert model(torch.ones(1, 2)).dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

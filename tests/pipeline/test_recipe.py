@@ -1,0 +1,152 @@
+"""Recipes: one value, one hash, one help; every mistake of a file at once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hydraprune import data, models
+from hydraprune.attacks import PGD, Eps
+from hydraprune.engine import Adam, OneCycle, Training
+from hydraprune.errors import RecipeError, UserError
+from hydraprune.objectives import PGDAT, Benign, Trades
+from hydraprune.pipeline import Comparison, Recipe, as_dict, from_arguments, load, to_yaml
+from hydraprune.sparsity import Erk, Global, Hydra, LeastWeightMagnitude
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+OWN_CRITERION = '''
+from dataclasses import dataclass
+from hydraprune.sparsity import LeastWeightMagnitude
+
+@dataclass(frozen=True)
+class Mine(LeastWeightMagnitude):
+    """A user's own.
+
+    Args:
+        power: of the magnitude.
+    """
+
+    power: float = 2.0
+'''
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_recipe_written_out_reads_back_as_an_equal_value(tmp_path):
+    recipe = Recipe(
+        objective=PGDAT(PGD("l2", Eps("8/255"), 7, Eps("2/255"))),
+        pretrain=Training(epochs=3, optimiser=Adam(), schedule=OneCycle(0.3), select="best"),
+        compare=Comparison(sparsities=(0.5, 0.999)),
+    )
+    assert load(Path(write(tmp_path, to_yaml(recipe)))) == recipe
+
+
+def test_an_empty_file_is_the_default_recipe(tmp_path):
+    assert from_arguments([write(tmp_path, "")]) == Recipe() == from_arguments([])
+
+
+def test_alternatives_are_named_alone_with_parameters_or_by_path(tmp_path, monkeypatch):
+    (tmp_path / "own_criterion.py").write_text(OWN_CRITERION)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "objective: benign\nprune: {criterion: {name: own_criterion.Mine, power: 3}, allocation: erk}"
+    recipe = from_arguments([write(tmp_path, text)])
+    assert recipe.objective == Benign()
+    assert recipe.prune.allocation == Erk()
+    assert as_dict(recipe.prune.criterion) == {"name": "own_criterion.Mine", "power": 3.0}
+    assert load(Path(write(tmp_path, to_yaml(recipe)))) == recipe
+
+
+def test_options_win_over_the_file(tmp_path):
+    path = write(tmp_path, "objective: {name: trades, beta: 3}\nprune: {sparsity: 0.5, allocation: {name: global}}")
+    recipe = from_arguments([path, "--objective.beta", "4", "--prune.allocation=uniform", "--prune.criterion", "lwm"])
+    assert recipe.objective == Trades(beta=4.0)
+    assert recipe.prune.sparsity == 0.5
+    assert as_dict(recipe.prune.allocation) == {"name": "uniform"}
+    assert recipe.prune.criterion == LeastWeightMagnitude()
+
+
+def test_fractions_keep_their_text(tmp_path):
+    recipe = from_arguments([write(tmp_path, "objective: {name: trades, attack: {eps: 8/255}}")])
+    assert recipe.objective.threat[1].text == "8/255"
+    assert float(recipe.objective.threat[1]) == 8 / 255
+
+
+def test_every_mistake_of_a_file_is_named_at_once(tmp_path):
+    text = """
+objective: {name: trades, bta: 3}
+pretrain: {epochs: ten, optimiser: {name: sgdd}}
+prune: {sparsity: 1.2}
+modle: {name: x}
+finetune: {select: best}
+data: {validation_fraction: 0}
+"""
+    with pytest.raises(RecipeError) as caught:
+        load(Path(write(tmp_path, text)))
+    complaints = "\n".join(caught.value.complaints)
+    for part in (
+        "unknown key 'objective.bta' (did you mean 'beta'?)",
+        "unknown optimiser 'sgdd' (did you mean 'sgd'?)",
+        "unknown key 'modle' (did you mean 'model'?)",
+        "pretrain.epochs: expected int, got 'ten'",
+        "prune.sparsity is the share of weights removed and must be in [0, 1), got 1.2",
+        "finetune.select 'best' needs data.validation_fraction above 0",
+    ):
+        assert part in complaints
+    assert len(caught.value.complaints) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "holds list, not keys and values"),
+        ("a: [", "is not YAML"),
+        ("objective: {beta: 3}", "'objective' needs a name; known: benign, pgd-at, trades"),
+        ("prune: {criterion: 7}", "'prune.criterion' needs a name"),
+        ("compare: {seeds: [1, 1]}", r"compare.seeds needs one or more different values, got \[1, 1\]"),
+        ("compare: {sparsities: [0.9, 1.0]}", "compare.sparsities is the share"),
+        ("objective: {name: trades, attack: {eps: -1}}", "objective.attack.eps: '-1' is not a radius"),
+        ("objective: {name: nowhere.Thing}", "nowhere"),
+        ("evaluation: {n: 0, batch_size: 0}", "2 mistakes"),
+        ("pretrain: {batch_size: 0}", "pretrain.batch_size must be at least 1"),
+        ("data: {train_fraction: 0}", "data.train_fraction must be in"),
+    ],
+)
+def test_a_bad_recipe_is_refused_with_what_came(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load(Path(write(tmp_path, text)))
+
+
+def test_a_missing_recipe_is_named():
+    with pytest.raises(UserError, match=r"no such recipe: 'nowhere\.yaml'"):
+        from_arguments(["nowhere.yaml"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_parses_and_names_things_that_exist(path):
+    recipe = load(path)
+    info = data.DATASETS[recipe.data.name]
+    models.create(recipe.model.name, info.num_classes, info.in_shape)
+    assert recipe.name == path.stem
+    assert recipe.objective.threat[1] > 0
+    assert yaml.safe_load(to_yaml(recipe)) == as_dict(recipe)
+
+
+def test_criteria_that_do_not_search_get_the_epochs_of_the_search():
+    recipe = Recipe(finetune=Training(epochs=16))
+    searching = replace(recipe, prune=replace(recipe.prune, criterion=Hydra(), search=Training(epochs=8)))
+    plain = replace(searching, prune=replace(searching.prune, criterion=LeastWeightMagnitude()))
+    unequal = replace(plain, prune=replace(plain.prune, equal_epochs=False))
+    assert (searching.finetune_epochs, plain.finetune_epochs, unequal.finetune_epochs) == (16, 24, 16)
+
+
+def test_as_dict_is_plain_json_with_names_of_alternatives():
+    described = as_dict(Recipe(prune=replace(Recipe().prune, allocation=Global(min_kept=2))))
+    assert described["prune"]["allocation"] == {"name": "global", "min_kept": 2}
+    assert described["objective"]["attack"]["eps"] == "0.1"

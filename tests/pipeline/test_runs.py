@@ -1,0 +1,206 @@
+"""Runs: stages once, numbers that hold together, any network, any data, any number of processes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hydraprune import data, evaluation, export
+from hydraprune.data import Dataset, Split
+from hydraprune.engine import Hardware
+from hydraprune.errors import UserError
+from hydraprune.pipeline import Recipe, compare, make_stage, open_target, run, stages
+from hydraprune.pipeline.project import open_project
+from hydraprune.sparsity import LeastWeightMagnitude, Uniform
+
+
+def test_a_finished_stage_is_never_run_again(quick, tmp_path, monkeypatch):
+    first = run(quick, tmp_path)
+    monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("a finished stage was trained again"))
+    again = run(quick, tmp_path)
+    assert [row["robust_accuracy"] for row in again.rows] == [row["robust_accuracy"] for row in first.rows]
+
+
+def test_rows_say_what_was_asked_delivered_and_preserved(quick, tmp_path):
+    result = run(quick, tmp_path)
+    dense, row = result.rows
+    assert (dense["criterion"], dense["sparsity"], dense["sparsity_delivered"]) == (None, 0.0, 0.0)
+    assert (row["criterion"], row["allocation"], row["sparsity"]) == ("hydra", "global", 0.9)
+    assert row["weights_total"] == 144 + 4608 + 32768 + 640
+    assert row["weights_kept"] == 38160 - 34344 == sum(layer["kept"] for layer in row["layers"])
+    assert row["sparsity_delivered"] == pytest.approx(0.9)
+    assert row["preserved_benign"] == row["benign_accuracy"] / dense["benign_accuracy"]
+    assert row["epochs"] == {"pretrain": 2, "prune": 1, "finetune": 1}
+    assert (row["eps"], row["eps_text"], row["attack"], row["n"]) == (0.1, "0.1", "pgd3x2", 60)
+    assert row["robust_accuracy"] <= row["benign_accuracy"]
+    assert row["size_bytes"] == (tmp_path / row["artefact"]).stat().st_size < row["dense_size_bytes"] / 5
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["rows"] == result.rows
+    assert written["schema_version"] == 1
+    assert written["complete"] is True
+    assert {"commit", "torch", "processor", "threads", "precision", "seconds"} <= written["provenance"].keys()
+
+
+def test_the_artefact_predicts_to_the_bit_what_was_evaluated(quick, tmp_path):
+    result = run(quick, tmp_path)
+    project = open_project(quick, tmp_path)
+    network = stages.load_network(project, stages.finetune_stage(project))
+    images = project.test.images.float() / 255
+    with torch.no_grad():
+        assert torch.equal(result.network()(images), network(images))
+    target = open_target(tmp_path)
+    measured = evaluation.evaluate(target.model, project.test, quick.evaluation.protocol, seed=quick.seed)
+    assert measured.robust_accuracy == result.rows[1]["robust_accuracy"]
+    assert (target.norm, target.eps.text) == ("linf", "0.1")
+
+
+def test_pruned_weights_are_exactly_zero_in_the_artefact(quick, tmp_path):
+    loaded = export.load_compact(run(quick, tmp_path).artefact)
+    state = loaded.model.state_dict()
+    assert len(loaded.masks) == 4
+    for name, mask in loaded.masks.items():
+        assert not state[name][~mask].any()
+        assert not torch.signbit(state[name][~mask]).any()
+
+
+def test_a_stage_folder_is_named_by_what_determines_it(quick, tmp_path):
+    project = open_project(quick, tmp_path)
+    keys = {
+        name: stages.finetune_stage(open_project(changed, tmp_path)).key
+        for name, changed in {
+            "same": replace(quick, name="another name"),
+            "threads": replace(quick, hardware=Hardware(accelerator="cpu", threads=2)),
+            "seed": replace(quick, seed=1),
+            "sparsity": replace(quick, prune=replace(quick.prune, sparsity=0.91)),
+            "layout": replace(quick, hardware=replace(quick.hardware, channels_last=True)),
+            "epochs": replace(quick, pretrain=replace(quick.pretrain, epochs=3)),
+        }.items()
+    }
+    key = stages.finetune_stage(project).key
+    assert keys["same"] == keys["threads"] == key
+    assert len({key, keys["seed"], keys["sparsity"], keys["layout"], keys["epochs"]}) == 5
+
+
+def test_the_search_does_not_matter_to_criteria_that_do_not_search(quick, tmp_path):
+    lwm = replace(quick, prune=replace(quick.prune, criterion=LeastWeightMagnitude()))
+    longer = replace(lwm, prune=replace(lwm.prune, search=replace(lwm.prune.search, epochs=5)))
+    first, second = (open_project(recipe, tmp_path) for recipe in (lwm, longer))
+    assert stages.prune_stage(first).key == stages.prune_stage(second).key
+    assert stages.finetune_stage(first).key != stages.finetune_stage(second).key
+
+
+class Own(nn.Module):
+    """A user's network: its own forward, grouped convolution, BatchNorm, no normalisation layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images):
+        hidden = torch.relu(self.bn(self.first(images)))
+        return self.head((hidden + torch.relu(self.second(hidden))).mean((2, 3)))
+
+
+def own_data() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (150, 3, 9, 7), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(150) % 3
+    images[labels == 1, 0] = 255
+    images[labels == 2, 1] = 255
+    return Dataset("own", ("a", "b", "c"), Split(images[:120], labels[:120]), Split(images[120:], labels[120:]))
+
+
+def whole(recipe: Recipe) -> Recipe:
+    """The recipe on all images of a small data set."""
+    data_whole = replace(recipe.data, train_fraction=1.0)
+    return replace(recipe, data=data_whole, evaluation=replace(recipe.evaluation, n=None))
+
+
+def test_a_users_network_and_data_run_through_python_and_stay_as_they_were(quick, tmp_path):
+    model, dataset = Own(), own_data()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recipe = replace(
+        quick, data=replace(quick.data, train_fraction=1.0), evaluation=replace(quick.evaluation, n=None)
+    )
+    result = run(recipe, tmp_path, model=model, dataset=dataset)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert result.rows[1]["weights_total"] == 8 * 27 + 8 * 36 + 24
+    compact = result.network(Own())
+    assert compact(torch.rand(2, 3, 9, 7)).shape == (2, 3)
+    with pytest.raises(UserError, match="does not know"):
+        result.network()
+
+
+def test_other_weights_or_other_data_are_other_stages(quick, tmp_path):
+    torch.manual_seed(0)
+    model, dataset = Own(), own_data()
+    key = stages.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key
+    with torch.no_grad():
+        model.head.bias[0] += 1
+    assert stages.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key != key
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused(quick, tmp_path):
+    with pytest.raises(UserError, match=r"cannot take images of shape \(1, 8, 8\)"):
+        run(quick, tmp_path, model=Own())
+    with pytest.raises(UserError, match=r"expected \(1, 10\) logits"):
+        run(quick, tmp_path, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
+
+
+def test_an_own_network_is_pruned_where_the_patterns_say(quick, tmp_path):
+    pruning = replace(quick.prune, allocation=Uniform(), include=("*second*", "*head*"), exclude=("*head*",))
+    recipe = replace(quick, prune=pruning, data=replace(quick.data, train_fraction=1.0))
+    row = run(
+        replace(recipe, evaluation=replace(recipe.evaluation, n=None)), tmp_path, model=Own(), dataset=own_data()
+    )
+    assert [layer["name"] for layer in row.rows[1]["layers"]] == ["second.weight"]
+
+
+def test_two_processes_make_the_bits_of_one(quick, tmp_path):
+    one = compare(quick, tmp_path / "one", jobs=1)
+    two = compare(quick, tmp_path / "two", jobs=2)
+    assert len(one.rows) == len(two.rows) == 3
+    for first, second in zip(one.rows, two.rows, strict=True):
+        assert (first["criterion"], first["robust_accuracy"]) == (second["criterion"], second["robust_accuracy"])
+        a, b = (load_file(folder / first["artefact"]) for folder in (tmp_path / "one", tmp_path / "two"))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_compare_makes_every_cell_of_the_grid_and_a_dense_row_a_seed(quick, tmp_path):
+    grid = replace(quick.compare, criteria=("lwm", "random"), allocations=("uniform", "global"), seeds=(0, 1))
+    short = replace(quick, compare=grid, pretrain=replace(quick.pretrain, epochs=1))
+    rows = compare(short, tmp_path).rows
+    cells = [(row["seed"], row["allocation"], row["criterion"]) for row in rows]
+    pruned = [(seed, a, c) for seed in (0, 1) for a in ("uniform", "global") for c in ("lwm", "random")]
+    assert cells == [(0, None, None), (1, None, None), *pruned]
+    assert all(row["preserved_benign"] is not None for row in rows)
+
+
+def test_weights_of_the_users_own_are_started_from(quick, tmp_path):
+    project = open_project(quick, tmp_path / "a")
+    network = project.build()
+    export.save_state_dict(tmp_path / "start.safetensors", network)
+    recipe = replace(
+        quick,
+        model=replace(quick.model, weights=tmp_path / "start.safetensors"),
+        pretrain=replace(quick.pretrain, epochs=0),
+    )
+    stage = make_stage(recipe, tmp_path / "b", "pretrain")
+    stored = load_file(stage.model)
+    assert all(torch.equal(stored[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_the_test_split_is_read_by_evaluate_alone(quick, tmp_path):
+    dataset = data.load("digits")
+    broken = Dataset("d", dataset.class_names, dataset.train, dataset.test.take([0] * 5), dataset.mean, dataset.std)
+    first = make_stage(quick, tmp_path / "a", "finetune")
+    project = open_project(quick, tmp_path / "b", dataset=broken)
+    second = stages.finetune(project)
+    a, b = load_file(first.model), load_file(second.model)
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,188 @@
+"""How many weights each layer keeps: exact counts, and masks equal to those of a full sort."""
+
+import copy
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hydraprune.errors import UserError
+from hydraprune.sparsity import ALLOCATIONS, CRITERIA, Erk, Global, Hydra, Uniform, kept_count, prune
+
+
+def top(values, keep):
+    """Indices of the `keep` largest by a full sort, the smaller index first among equals."""
+    return set(sorted(range(len(values)), key=lambda i: (-values[i], i))[:keep])
+
+
+def global_masks(layers, sparsity, min_kept):
+    """One full sort of the network; each layer's own best `min_kept` go before all others."""
+    entries = [
+        (index not in top(values, min_kept), -values[index], layer, index)
+        for layer, values in enumerate(layers)
+        for index in range(len(values))
+    ]
+    kept = {(layer, index) for _, _, layer, index in sorted(entries)[: kept_count(sparsity, len(entries))]}
+    return [[(layer, index) in kept for index in range(len(values))] for layer, values in enumerate(layers)]
+
+
+def erk_shares(shapes, sparsity):
+    """density ∝ (sum of dimensions) / (product), capped at 1, in exact arithmetic."""
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    target = kept_count(sparsity, sum(sizes))
+    dense = set()
+    while True:
+        free = [i for i in range(len(sizes)) if i not in dense]
+        rest = target - sum(sizes[i] for i in dense)
+        scale = Fraction(rest, sum(sum(shapes[i]) for i in free)) if free else Fraction(0)
+        full = {i for i in free if scale * sum(shapes[i]) > sizes[i]}
+        if not full:
+            return [Fraction(sizes[i]) if i in dense else scale * sum(shapes[i]) for i in range(len(sizes))]
+        dense |= full
+
+
+@st.composite
+def networks(draw):
+    """Small networks of Conv and Linear; half of them with few different weights, so with many ties."""
+    ties = draw(st.booleans())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    layers = []
+    for _ in range(draw(st.integers(1, 3))):
+        inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+        layers.append(draw(st.sampled_from([nn.Conv2d(inputs, outputs, 3), nn.Linear(inputs, outputs)])))
+        shape = layers[-1].weight.shape
+        values = (
+            torch.randint(-2, 3, shape, generator=generator) / 2 if ties else torch.randn(shape, generator=generator)
+        )
+        layers[-1].weight = nn.Parameter(values)
+    return nn.Sequential(*layers), draw(st.integers(0, 99)) / 100
+
+
+def searched(model, allocation, sparsity):
+    """Prune with HYDRA; return importances and masks as lists, layer by layer."""
+    masks = prune(model, Hydra(), allocation, sparsity)
+    importances = [scores.detach().abs().reshape(-1).tolist() for scores in masks.scores()]
+    return importances, [mask.reshape(-1).tolist() for mask in masks.as_dict().values()]
+
+
+@settings(deadline=None, max_examples=60)
+@given(networks())
+def test_uniform_masks_are_those_of_a_full_sort_of_each_layer(network):
+    importances, masks = searched(network[0], Uniform(), network[1])
+    for values, mask in zip(importances, masks, strict=True):
+        kept = top(values, kept_count(network[1], len(values)))
+        assert mask == [index in kept for index in range(len(values))]
+
+
+@settings(deadline=None, max_examples=60)
+@given(networks(), st.integers(0, 4))
+def test_global_masks_are_those_of_a_full_sort_of_the_network(network, min_kept):
+    model, sparsity = network
+    layers = [module.weight.numel() for module in model]
+    if kept_count(sparsity, sum(layers)) < sum(min(min_kept, n) for n in layers):
+        with pytest.raises(UserError, match="global allocation keeps alive"):
+            prune(model, Hydra(), Global(min_kept), sparsity)
+        return
+    importances, masks = searched(model, Global(min_kept), sparsity)
+    assert masks == global_masks(importances, sparsity, min_kept)
+    assert sum(map(sum, masks)) == kept_count(sparsity, sum(layers))
+    assert all(sum(mask) >= min(min_kept, len(mask)) for mask in masks)
+
+
+@settings(deadline=None, max_examples=60)
+@given(networks())
+def test_erk_masks_are_sorted_and_their_densities_those_of_exact_arithmetic(network):
+    model, sparsity = network
+    shares = erk_shares([tuple(module.weight.shape) for module in model], sparsity)
+    importances, masks = searched(model, Erk(), sparsity)
+    assert sum(map(sum, masks)) == kept_count(sparsity, sum(map(len, masks)))
+    for values, mask, share in zip(importances, masks, shares, strict=True):
+        assert mask == [index in top(values, sum(mask)) for index in range(len(values))]
+        assert abs(sum(mask) - share) <= 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(networks(), st.sampled_from(sorted(ALLOCATIONS)))
+def test_channels_last_scores_give_the_same_masks(network, name):
+    model, sparsity = network
+    turned = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    allocation = Global(min_kept=0) if name == "global" else ALLOCATIONS[name]()
+    assert searched(turned, allocation, sparsity)[1] == searched(model, allocation, sparsity)[1]
+
+
+def counts(allocation, shapes, sparsity):
+    importance = {
+        str(i): torch.rand(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)
+    }
+    return list(allocation.counts(importance, sparsity).values())
+
+
+def test_uniform_removes_29_of_100():
+    assert counts(Uniform(), [(10, 10), (100,)], 0.29) == [71, 71]
+
+
+def test_erk_by_hand():
+    # 1,010 of 10,100 weights over affinities 20 and 200: 1010 / 220 = 4.59, so 91.8 and 918.2.
+    assert counts(Erk(), [(10, 10), (100, 100)], 0.9) == [92, 918]
+    # Twice as many: 183.6 of the first would be more than it has; it stays dense, the other takes the rest.
+    assert counts(Erk(), [(10, 10), (100, 100)], 0.8) == [100, 1920]
+    # Kernels count with their sides: (8 + 4 + 3 + 3) : (16 + 2) is 1 : 1.
+    assert counts(Erk(), [(8, 4, 3, 3), (16, 32)], 0.9)[0] == round(80 * 18 / (18 + 48))
+
+
+def test_global_is_one_threshold_for_all_layers():
+    importance = {"small": torch.tensor([0.1, 0.2, 0.3]), "large": torch.tensor([1.0, 2.0, 3.0, 0.25, 0.05, 0.01])}
+    assert Global(min_kept=0).counts(importance, 0.5) == {"small": 1, "large": 4}
+    assert Global(min_kept=0).counts(importance, 0.6) == {"small": 1, "large": 3}
+    assert Global(min_kept=0).counts(importance, 0.7) == {"small": 0, "large": 3}
+    assert Global(min_kept=1).counts(importance, 0.7) == {"small": 1, "large": 2}
+    assert Global(min_kept=2).counts(importance, 0.5) == {"small": 2, "large": 3}
+
+
+def test_global_keeps_a_layer_alive_by_its_own_best_weights():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 8, bias=False))
+    model[0].weight = nn.Parameter(torch.tensor([[1e-3, -3e-3], [2e-3, 0.0]]))
+    masks = prune(model, CRITERIA["lwm"](), Global(min_kept=2), 0.75)
+    assert masks.as_dict()["0.weight"].tolist() == [[False, True], [True, False]]
+    assert masks.summary().kept == 5
+
+
+def test_what_global_cannot_do_is_said_with_numbers():
+    with pytest.raises(UserError, match=r"sparsity 0.9 keeps 2 of 12 weights, fewer than the 6 .*\(3 a layer\)"):
+        counts(Global(min_kept=3), [(6,), (6,)], 0.9)
+    with pytest.raises(UserError, match="min_kept must be at least 0, not -1"):
+        Global(min_kept=-1)
+
+
+@pytest.mark.parametrize("criterion", tuple(CRITERIA))
+@pytest.mark.parametrize("allocation", tuple(ALLOCATIONS))
+@pytest.mark.parametrize("sparsity", [0.0, 0.29, 0.5, 0.9, 0.98])
+def test_every_criterion_and_allocation_keep_exactly_what_was_asked(criterion, allocation, sparsity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=4), nn.Linear(16, 10))
+    summary = prune(model, CRITERIA[criterion](), ALLOCATIONS[allocation](), sparsity).summary()
+    if allocation == "uniform":
+        assert [layer.kept for layer in summary.layers] == [
+            kept_count(sparsity, layer.total) for layer in summary.layers
+        ]
+    else:
+        assert summary.kept == kept_count(sparsity, summary.total)
+    assert summary.total == 216 + 144 + 160
+    assert all(0 <= layer.kept <= layer.total for layer in summary.layers)
+    actual = [int((module.weight != 0).sum()) for module in model if not isinstance(module, nn.BatchNorm2d)]
+    assert actual == [layer.kept for layer in summary.layers]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=6), st.integers(0, 9999))
+def test_erk_counts_are_exact_and_fit_for_any_shapes(shapes, parts):
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    importance = {str(i): torch.empty(shape, device="meta") for i, shape in enumerate(shapes)}
+    kept = list(Erk().counts(importance, parts / 10000).values())
+    assert sum(kept) == kept_count(parts / 10000, sum(sizes))
+    assert all(0 <= count <= size for count, size in zip(kept, sizes, strict=True))
+    for count, share in zip(kept, erk_shares(shapes, parts / 10000), strict=True):
+        assert abs(count - share) <= 1
