@@ -37,3 +37,17 @@ def test_precision_leaves_the_weights_in_float32(precision):
     model = fabric.setup_module(nn.Linear(2, 2))
     assert model(torch.ones(1, 2)).dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_mixed_precision_computes_in_bfloat16_but_never_rounds_the_pixels():
+    seen = []
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+    model[0].register_forward_hook(lambda module, inputs, _: seen.append(inputs[0]))
+    model[1].register_forward_hook(lambda module, _, output: seen.append(output.dtype))
+    images = torch.tensor([[0.7, 0.7 + 1e-4]], requires_grad=True)
+    logits = Hardware("cpu", "bf16-mixed", threads=1).fabric().setup_module(model)(images)
+    assert torch.equal(seen[0], images)
+    assert seen[1] == torch.bfloat16
+    (gradient,) = torch.autograd.grad(logits.sum(), images)  # what an attack does
+    assert gradient.dtype == torch.float32
+    assert gradient.abs().sum() > 0

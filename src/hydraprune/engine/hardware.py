@@ -1,11 +1,13 @@
 """Where and how numbers are computed: device, precision, memory format, threads."""
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import Precision
 from torch import nn
 
 from hydraprune.errors import UserError
@@ -32,18 +34,37 @@ class Hardware:
     def fabric(self) -> Fabric:
         """Set the thread count and return Fabric on one device; `UserError` where the accelerator is not there."""
         torch.set_num_threads(self.threads or available_cores())
-        precision = _MixedBfloat16() if self.precision == "bf16-mixed" else Precision()
+        plugin = _MixedBfloat16() if self.precision == "bf16-mixed" else Precision()
         try:
-            fabric = Fabric(accelerator=self.accelerator, devices=1, plugins=precision)
-            precision.device_type = fabric.device.type
-            return fabric
+            fabric = Fabric(accelerator=self.accelerator, devices=1, plugins=plugin)
         except Exception as error:  # noqa: BLE001 - Fabric has no common base for its complaints
             raise UserError(f"cannot use accelerator '{self.accelerator}': {error}") from None
+        if isinstance(plugin, _MixedBfloat16):
+            plugin.device_type = fabric.device.type
+        return fabric
 
     def place(self, model: nn.Module) -> nn.Module:
         """Bring the model into the memory format."""
         # mypy knows no overload of `to` that takes only a memory format.
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+
+class _MixedBfloat16(Precision):
+    """bfloat16 inside the network where autocast holds it safe; pixels, weights and logits stay float32."""
+
+    # Fabric's own "bf16-mixed" is not used: it rounds the pixels to 8 bits, as coarse as a step of an attack, and
+    # forbids the gradients towards the pixels that an attack takes.
+
+    precision = "bf16-mixed"
+    device_type = "cpu"
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Run the network under autocast."""
+        return torch.autocast(self.device_type, dtype=torch.bfloat16)
+
+    def convert_output(self, data: Any) -> Any:
+        """Return logits in float32, in which losses are computed."""
+        return data.float() if isinstance(data, torch.Tensor) else data
 
 
 def available_cores() -> int:
