@@ -30,7 +30,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 SMALL = network().eval()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(
     norm=st.sampled_from(sorted(NORMS)),
     eps=st.sampled_from(["1/1000", "8/255", "0.3", "1", "4"]),

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import pytest
 import torch
@@ -306,29 +305,3 @@ def test_channels_last_changes_rounding_and_nothing_else(run, network, batches):
         for model, last in ((plain, False), (turned, True))
     ]
     assert history[0][-1]["loss"] == pytest.approx(history[1][-1]["loss"], rel=1e-3)
-
-
-@dataclass
-class Bar:
-    """Remembers what a bar was told."""
-
-    told: ClassVar[list] = []
-
-    def task(self, title, total, done=0):
-        self.told.append((title, total, done))
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.told.append("end")
-
-    def advance(self, steps=1):
-        self.told.append(steps)
-
-    def note(self, text):
-        self.told.append(text)
-
-    def say(self, text):
-        raise AssertionError(text)

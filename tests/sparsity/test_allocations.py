@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hydraprune.errors import UserError
-from hydraprune.sparsity import ALLOCATIONS, CRITERIA, Erk, Global, Hydra, Uniform, kept_count, prune
+from hydraprune.sparsity import ALLOCATIONS, CRITERIA, Allocation, Erk, Global, Hydra, Uniform, kept_count, prune
 
 
 def top(values, keep):
@@ -68,7 +68,7 @@ def searched(model, allocation, sparsity):
     return importances, [mask.reshape(-1).tolist() for mask in masks.as_dict().values()]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(networks())
 def test_uniform_masks_are_those_of_a_full_sort_of_each_layer(network):
     importances, masks = searched(network[0], Uniform(), network[1])
@@ -77,7 +77,7 @@ def test_uniform_masks_are_those_of_a_full_sort_of_each_layer(network):
         assert mask == [index in kept for index in range(len(values))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(networks(), st.integers(0, 4))
 def test_global_masks_are_those_of_a_full_sort_of_the_network(network, min_kept):
     model, sparsity = network
@@ -92,7 +92,7 @@ def test_global_masks_are_those_of_a_full_sort_of_the_network(network, min_kept)
     assert all(sum(mask) >= min(min_kept, len(mask)) for mask in masks)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(networks())
 def test_erk_masks_are_sorted_and_their_densities_those_of_exact_arithmetic(network):
     model, sparsity = network
@@ -176,7 +176,7 @@ def test_every_criterion_and_allocation_keep_exactly_what_was_asked(criterion, a
     assert actual == [layer.kept for layer in summary.layers]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=6), st.integers(0, 9999))
 def test_erk_counts_are_exact_and_fit_for_any_shapes(shapes, parts):
     sizes = [torch.Size(shape).numel() for shape in shapes]
@@ -186,3 +186,29 @@ def test_erk_counts_are_exact_and_fit_for_any_shapes(shapes, parts):
     assert all(0 <= count <= size for count, size in zip(kept, sizes, strict=True))
     for count, share in zip(kept, erk_shares(shapes, parts / 10000), strict=True):
         assert abs(count - share) <= 1
+
+
+@pytest.mark.parametrize("name", tuple(ALLOCATIONS))
+@pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.9])
+def test_counts_are_those_of_the_masks(name, sparsity):
+    generator = torch.Generator().manual_seed(0)
+    importance = {
+        "conv": torch.rand(8, 4, 3, 3, generator=generator).contiguous(memory_format=torch.channels_last),
+        "linear": 0.001 * torch.rand(5, 8, generator=generator),
+    }
+    allocation = ALLOCATIONS[name]()
+    masks = allocation.masks(importance, sparsity)
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == allocation.counts(importance, sparsity)
+    assert [mask.dtype for mask in masks.values()] == [torch.bool] * 2
+
+
+def test_an_allocation_of_ones_own_only_says_counts():
+    class Half(Allocation):
+        def counts(self, importance, sparsity):
+            return {name: tensor.numel() // 2 for name, tensor in importance.items()}
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    masks = prune(model, CRITERIA["lwm"](), Half(), 0.9)
+    assert [layer.kept for layer in masks.summary().layers] == [8, 4]
+    magnitudes = model[1].parametrizations.weight.original.detach().abs()
+    assert torch.equal(masks.as_dict()["1.weight"], magnitudes >= magnitudes.flatten().topk(4).values[-1])

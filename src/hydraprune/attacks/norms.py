@@ -19,7 +19,7 @@ class Norm(ABC):
 
     @abstractmethod
     def normalize(self, gradient: Tensor) -> Tensor:
-        """Return the steepest ascent direction of norm 1 for each image (0 where the gradient is 0, NaN where it is)."""
+        """Return each image's direction of steepest ascent, of norm 1; 0 or NaN where the gradient is so."""
 
     @abstractmethod
     def project(self, perturbation: Tensor, eps: float) -> Tensor:

@@ -39,13 +39,14 @@ class Trades(Objective):
 
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:  # noqa: ARG002
         """Yield the TRADES loss, its means taken over the batch."""
-        with eval_mode(model), torch.no_grad():
-            reference = F.log_softmax(model(batch.images), dim=1)
+        with eval_mode(model):
+            with torch.no_grad():
+                reference = F.log_softmax(model(batch.images), dim=1)
 
-        def divergence(logits: Tensor) -> Tensor:
-            return kl_divergence(reference, F.log_softmax(logits, dim=1)) * len(reference)
+            def divergence(logits: Tensor) -> Tensor:
+                return kl_divergence(reference, F.log_softmax(logits, dim=1)) * len(reference)
 
-        adversarial = self.attack.perturb(model, batch.images, divergence)
+            adversarial = self.attack.perturb(model, batch.images, divergence)
         nominal_logits = model(batch.images)
         adversarial_logits = model(adversarial)
         natural = F.cross_entropy(nominal_logits, batch.labels)

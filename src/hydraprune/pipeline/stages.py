@@ -84,7 +84,7 @@ def finetune_stage(project: Project) -> Stage:
 def evaluate_stage(project: Project, network: Stage) -> Stage:
     """Describe the evaluation of a network on the test split."""
     measured = as_dict(project.recipe.evaluation)
-    del measured["validation_steps"], measured["validation_n"], measured["batch_size"]
+    del measured["validation_steps"], measured["validation_n"]
     return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
 
 

@@ -1,0 +1,266 @@
+"""Stopped or killed at any moment and called again, a stage ends in the same bits as one never stopped."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from hydraprune.attacks import PGD
+from hydraprune.console import SilentProgress
+from hydraprune.engine import SGD, Adam, Cosine, Training, Work, graceful, request_stop, train
+from hydraprune.errors import Interrupted, UserError
+from hydraprune.objectives import PGDAT, Benign, Loss, Objective, Trades
+from hydraprune.sparsity import Global, Hydra, prune
+
+STEPS = 9  # 3 epochs of 3 batches: 3 ends an epoch, 5 lies in the middle of one
+
+
+class Killed(Exception):
+    """What a SIGKILL would be, if it could be caught."""
+
+
+@dataclass(frozen=True)
+class Restless(Objective):
+    """PGD-AT that also draws from Python's and NumPy's generators, and does `at[n]` while the n-th update is made."""
+
+    at: dict = field(default_factory=dict)
+    inner: Objective = field(default_factory=lambda: PGDAT(PGD(steps=1)))
+    seen: list = field(default_factory=list)
+
+    def losses(self, model, batch, progress) -> Iterator[Loss]:
+        self.seen.append(progress.step)
+        for loss in self.inner.losses(model, batch, progress):
+            if len(self.seen) in self.at:
+                self.at[len(self.seen)]()
+            yield Loss(loss.total * (1 + random.random() + float(np.random.rand())), loss.correct)
+
+
+def kill():
+    raise Killed
+
+
+def validate(model):
+    """A figure that depends on the weights, so that `best` depends on every bit."""
+    value = float(sum(p.detach().double().abs().sum() for p in model.parameters()) % 1)
+    return {"validation_benign": value, "validation_robust": value}
+
+
+class Stage:
+    """One stage that can be called again and again, always from the same start."""
+
+    def __init__(self, run, network, search=False, **options):
+        self.run, self.network, self.search = run, network, search
+        self.training = Training(3, optimiser=options.pop("optimiser", SGD(0.05)), **options)
+        self.history = None
+
+    def __call__(self, objective, every=60.0):
+        self.model = self.network()
+        masks = parameters = None
+        if self.search:
+            masks = prune(self.model, Hydra(), Global(), 0.7)
+            parameters = masks.scores()
+        torch.manual_seed(12345)  # whatever the process did before must not matter
+        random.seed(6)
+        self.history = self.run(
+            self.model, objective, self.training, parameters=parameters, masks=masks, validate=validate, every=every
+        )
+
+    def outcome(self):
+        """Everything that must not depend on interruptions."""
+        records = [{key: value for key, value in record.items() if key != "seconds"} for record in self.history]
+        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        return records, weights, (random.getstate(), np.random.get_state(), torch.get_rng_state())
+
+
+def assert_same(one, other):
+    (records, weights, generators), (other_records, other_weights, other_generators) = one, other
+    assert records == other_records
+    assert weights.keys() == other_weights.keys()
+    assert [name for name in weights if not torch.equal(weights[name], other_weights[name])] == []
+    assert generators[0] == other_generators[0]
+    assert all(np.array_equal(a, b) for a, b in zip(generators[1], other_generators[1], strict=True))
+    assert torch.equal(generators[2], other_generators[2])
+
+
+KINDS = {
+    "weights": {},
+    "weights by Adam, best": {"optimiser": Adam(0.01), "select": "best"},
+    "scores": {"search": True, "optimiser": SGD(1.0)},
+    "scores, best": {"search": True, "optimiser": SGD(1.0), "select": "best"},
+}
+
+
+@pytest.fixture(params=KINDS, ids=KINDS)
+def stage(request, run, network):
+    return Stage(run, network, **KINDS[request.param])
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tmp_path / "checkpoint.pt"
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, STEPS])
+def test_a_stage_stopped_at_any_step_ends_in_the_same_bits(stage, checkpoint, stop):
+    stage(Restless())
+    whole = stage.outcome()
+    assert not checkpoint.exists()
+    objective = Restless({stop: request_stop})
+    with graceful(), pytest.raises(Interrupted, match="test: stopped by a signal, state saved; run the same command"):
+        stage(objective)
+    assert objective.seen == list(range(stop))
+    assert checkpoint.exists()
+    rest = Restless()
+    stage(rest)
+    assert rest.seen == list(range(stop, STEPS))
+    assert_same(stage.outcome(), whole)
+
+
+@pytest.mark.parametrize("last", [1, 3, 5])
+def test_a_stage_killed_without_warning_goes_on_from_its_last_checkpoint(stage, last):
+    stage(Restless())
+    whole = stage.outcome()
+    with pytest.raises(Killed):
+        stage(Restless({last + 1: kill}), every=0)
+    rest = Restless()
+    stage(rest)
+    assert rest.seen == list(range(last, STEPS))
+    assert_same(stage.outcome(), whole)
+
+
+def test_a_stage_stopped_at_every_step_ends_in_the_same_bits(stage):
+    stage(Restless())
+    whole = stage.outcome()
+    for _ in range(STEPS):
+        with graceful(), contextlib.suppress(Interrupted):
+            stage(Restless({1: request_stop}))
+    stage(Restless())
+    assert_same(stage.outcome(), whole)
+
+
+def test_a_stop_during_validation_is_obeyed_after_the_next_update(run, network, checkpoint):
+    def stopping(model):
+        request_stop()
+        return validate(model)
+
+    plain, model = network(), network()
+    run(plain, PGDAT(PGD(steps=1)), Training(2), validate=validate)
+    with graceful(), pytest.raises(Interrupted):
+        run(model, PGDAT(PGD(steps=1)), Training(2), validate=stopping)
+    state = torch.load(checkpoint, weights_only=True)
+    assert (state["epoch"], state["batch"]) == (1, 1)
+    model = network()
+    history = run(model, PGDAT(PGD(steps=1)), Training(2), validate=validate)
+    assert len(history) == 2
+    assert all(torch.equal(plain.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_stop_that_comes_when_all_is_done_is_not_obeyed(run, network):
+    def stopping(model):
+        request_stop()
+        return validate(model)
+
+    with graceful():
+        assert len(run(network(), Benign(), Training(1), validate=stopping)) == 1
+
+
+def test_flags_come_back_after_a_stop(run, network):
+    model = network()
+    with graceful(), pytest.raises(Interrupted):
+        run(model, Restless({2: request_stop}), Training(1), parameters=[model[5].weight])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_seconds_of_before_are_counted_and_nothing_is_saved_without_need(run, network, checkpoint):
+    run(network(), Benign(), Training(1))
+    assert not checkpoint.exists()
+    with graceful(), pytest.raises(Interrupted):
+        run(network(), Restless({1: request_stop}), Training(1))
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, checkpoint)
+    assert run(network(), Restless(), Training(1))[0]["seconds"] > 1000
+
+
+def test_a_checkpoint_is_read_without_unpickling_code(run, network, checkpoint):
+    class Hostile:
+        def __reduce__(self):
+            return (pytest.fail, ("code from the file has run",))
+
+    torch.save({"model": Hostile()}, checkpoint)
+    with pytest.raises(UserError, match="not a usable checkpoint"):
+        run(network(), Benign(), Training(1))
+
+
+def changed(**changes):
+    """Save a sound checkpoint with some of it changed."""
+
+    def write(path):
+        state = torch.load(path, weights_only=True)
+        torch.save({**state, **changes}, path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"nonsense"),
+        lambda path: path.write_bytes(path.read_bytes()[:-200]),
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save({}, path),
+        changed(model={"0.weight": torch.zeros(1)}),
+        changed(optimiser={}),
+        changed(random={}),
+        changed(best={"what": 1}),
+    ],
+    ids=["empty", "nonsense", "cut off", "list", "no keys", "other model", "no optimiser", "no generators", "best"],
+)
+def test_a_broken_checkpoint_is_named_with_a_way_out_in_one_line(run, network, checkpoint, damage):
+    with graceful(), pytest.raises(Interrupted):
+        run(network(), Restless({1: request_stop}), Training(1))
+    damage(checkpoint)
+    with pytest.raises(
+        UserError, match=r"checkpoint.pt' is not a usable checkpoint.*; delete it to start anew"
+    ) as error:
+        run(network(), Restless(), Training(1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_bar_goes_on_where_the_stage_does(fabric, network, batches, tmp_path):
+    told = []
+
+    class Bar(SilentProgress):
+        @contextlib.contextmanager
+        def task(self, title, total, done=0):
+            told.append((title, total, done))
+            yield self
+
+        def advance(self, steps=1):
+            told.append(steps)
+
+        def note(self, text):
+            told.append(text.split()[0])
+
+    def go(objective):
+        model = network()
+        work = Work(model, list(model.parameters()), objective, batches(), None, validate, seed=0)
+        train(work, Training(2, schedule=Cosine()), fabric, tmp_path / "checkpoint.pt", Bar(), "pretrain")
+
+    with graceful(), pytest.raises(Interrupted):
+        go(Restless({4: request_stop}))
+    go(Restless())
+    assert told == [("pretrain", 6, 0), 1, 1, 1, "loss", 1, ("pretrain", 6, 4), 1, 1, "loss"]
+
+
+def test_a_stage_is_a_function_of_its_seed_whatever_ran_before(run, network):
+    models = [network() for _ in range(2)]
+    for number, model in enumerate(models):
+        torch.manual_seed(number)
+        run(model, Trades(attack=PGD(steps=1)), Training(1))
+    one, other = (model.state_dict() for model in models)
+    assert all(torch.equal(one[name], other[name]) for name in one)
