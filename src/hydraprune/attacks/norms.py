@@ -60,16 +60,16 @@ class L2(Norm):
         dimensions = images.shape[1:].numel()
         uniform = images.new_empty(len(images)).uniform_(generator=generator)
         radius = eps * uniform ** (1.0 / dimensions)
-        return self.normalize(direction) * _per_image(radius, images)
+        return self.normalize(direction) * per_image(radius, images)
 
     def normalize(self, gradient: Tensor) -> Tensor:
         """Divide by the length."""
-        length = _per_image(self.size(gradient), gradient)
+        length = per_image(self.size(gradient), gradient)
         return torch.where(length == 0, 0.0, gradient / length).to(gradient.dtype)
 
     def project(self, perturbation: Tensor, eps: float) -> Tensor:
         """Shorten what is longer than ε."""
-        length = _per_image(self.size(perturbation), perturbation)
+        length = per_image(self.size(perturbation), perturbation)
         return torch.where(length > eps, perturbation * (eps / length), perturbation).to(perturbation.dtype)
 
     def size(self, perturbation: Tensor) -> Tensor:
@@ -80,7 +80,8 @@ class L2(Norm):
         return length
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Return (batch,) values shaped (batch, 1, …), so that they broadcast over each image of `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 

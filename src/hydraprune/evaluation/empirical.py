@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import PGD, Eps, eval_mode, outside
+from hydraprune.attacks import PGD, Eps, eval_mode, outside, per_image
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Batch, Batches, Split
 from hydraprune.errors import UserError
@@ -203,16 +203,16 @@ def _worst_iterates(
 ) -> tuple[Tensor, Tensor]:
     """Run one attack; return the first iterate that fooled the model, or else the last, and which of them did."""
     found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    worst = images.clone()
+    worst = images
 
     def watch(iterate: Tensor, logits: Tensor) -> None:
+        nonlocal worst
         new = (logits.argmax(1) != labels) & ~found
-        worst[new] = iterate[new]
+        worst = torch.where(per_image(new, images), iterate, worst)
         found.logical_or_(new)
 
     def cross_entropy(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="sum")
 
     last = attack.perturb(model, images, cross_entropy, generator, watch)
-    worst[~found] = last[~found]
-    return worst, found
+    return torch.where(per_image(found, images), worst, last), found
