@@ -10,6 +10,7 @@ from hydraprune import data, models
 from hydraprune.attacks import PGD, Eps
 from hydraprune.engine import Adam, OneCycle, Training
 from hydraprune.errors import RecipeError, UserError
+from hydraprune.io import content_hash
 from hydraprune.objectives import PGDAT, Benign, Trades
 from hydraprune.pipeline import Comparison, Recipe, as_dict, from_arguments, load, to_yaml
 from hydraprune.sparsity import Erk, Global, Hydra, LeastWeightMagnitude
@@ -144,6 +145,11 @@ def test_criteria_that_do_not_search_get_the_epochs_of_the_search():
     plain = replace(searching, prune=replace(searching.prune, criterion=LeastWeightMagnitude()))
     unequal = replace(plain, prune=replace(plain.prune, equal_epochs=False))
     assert (searching.finetune_epochs, plain.finetune_epochs, unequal.finetune_epochs) == (16, 24, 16)
+
+
+def test_whole_numbers_from_python_hash_like_those_of_a_file():
+    whole, written = Recipe(objective=Trades(beta=6)), Recipe(objective=Trades(beta=6.0))
+    assert content_hash(as_dict(whole)) == content_hash(as_dict(written))
 
 
 def test_as_dict_is_plain_json_with_names_of_alternatives():

@@ -93,6 +93,8 @@ def open_project(
     train, validation = datasets.hold_out(dataset.train, spec.validation_fraction)
     if spec.train_fraction < 1.0:
         train = datasets.subset(train, spec.train_fraction)
+    if len(train) == 0:
+        raise UserError(f"data set '{dataset.name}' leaves no image to train on")
     build, name = _network(recipe, dataset, model)
     if recipe.model.weights is not None:
         source["model"]["weights"] = io.file_hash(recipe.model.weights)

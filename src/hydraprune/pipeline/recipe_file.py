@@ -59,7 +59,12 @@ def as_dict(value: Any) -> Any:
         return [as_dict(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    fields = {field.name: as_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    hints = typing.get_type_hints(type(value))
+    fields = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        # beta=6 from Python is the beta: 6.0 of a file: equal recipes must have equal hashes.
+        fields[field.name] = float(item) if hints[field.name] is float else as_dict(item)
     registry = next((registry for base, registry in AXES.items() if isinstance(value, base)), None)
     return fields if registry is None else {"name": _name(type(value), registry), **fields}
 
