@@ -5,7 +5,7 @@ Madry et al. 2018, arXiv 1706.06083.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -49,6 +49,13 @@ class PGD:
     def step(self) -> float:
         """The step size in use."""
         return self.eps / 4 if self.step_size is None else float(self.step_size)
+
+    def ramped(self, share: float) -> "PGD":
+        """Return the attack with its radius and step size times `share`, at most 1; for schedules of ε."""
+        if share >= 1.0:
+            return self
+        step_size = None if self.step_size is None else Eps(share * self.step_size)
+        return replace(self, eps=Eps(share * self.eps), step_size=step_size)
 
     def perturb(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hydraprune.attacks import Eps
+from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Batch
 from hydraprune.registry import Registry
 
@@ -73,6 +73,11 @@ class Objective(ABC):
             batch: images and labels.
             progress: where in the stage we are.
         """
+
+
+def current_attack(attack: PGD, ramp_epochs: float, progress: StageProgress) -> PGD:
+    """Return the attack at this point of its stage: over the first `ramp_epochs` its radius rises linearly from 0."""
+    return attack.ramped(progress.epoch / ramp_epochs) if ramp_epochs > 0 else attack
 
 
 def correct_count(logits: Tensor, labels: Tensor) -> Tensor:

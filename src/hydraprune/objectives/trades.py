@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hydraprune.attacks import PGD, Eps, eval_mode
 from hydraprune.data import Batch
-from hydraprune.objectives.base import OBJECTIVES, Loss, Objective, StageProgress, correct_count
+from hydraprune.objectives.base import OBJECTIVES, Loss, Objective, StageProgress, correct_count, current_attack
 
 
 @OBJECTIVES.register("trades")
@@ -23,6 +23,8 @@ class Trades(Objective):
     Args:
         beta: weight of the KL term; larger is more robust and less accurate.
         attack: the attack that is trained against; it maximises the KL term.
+        ramp_epochs: epochs at the start of each stage over which the attack's radius rises linearly from 0; some
+            networks learn nothing against the whole radius at once.
     """
 
     # Differs from HYDRA: the attack starts uniformly in the ball. From 0.001·N(0, 1) noise, as the reference
@@ -31,14 +33,16 @@ class Trades(Objective):
 
     beta: float = 6.0
     attack: PGD = PGD()
+    ramp_epochs: float = 0.0
 
     @property
     def threat(self) -> tuple[str, Eps]:
         """The ball of the attack that is trained against."""
         return self.attack.norm, self.attack.eps
 
-    def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:  # noqa: ARG002
+    def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the TRADES loss, its means taken over the batch."""
+        attack = current_attack(self.attack, self.ramp_epochs, progress)
         with eval_mode(model):
             with torch.no_grad():
                 reference = F.log_softmax(model(batch.images), dim=1)
@@ -46,7 +50,7 @@ class Trades(Objective):
             def divergence(logits: Tensor) -> Tensor:
                 return kl_divergence(reference, F.log_softmax(logits, dim=1)) * len(reference)
 
-            adversarial = self.attack.perturb(model, batch.images, divergence)
+            adversarial = attack.perturb(model, batch.images, divergence)
         nominal_logits = model(batch.images)
         adversarial_logits = model(adversarial)
         natural = F.cross_entropy(nominal_logits, batch.labels)
