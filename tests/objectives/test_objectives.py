@@ -205,3 +205,30 @@ def test_objectives_are_values_and_unknown_ones_list_the_known():
         UserError, match=r"unknown objective 'trade' \(did you mean 'trades'\?\); known: benign, pgd-at"
     ):
         _ = OBJECTIVES["trade"]
+
+
+def test_the_radius_rises_linearly_over_the_ramp_and_then_stays():
+    """At step s of 5 a epoch with a ramp of 2 epochs the images may move by ε · s / 10, from step 10 on by ε."""
+    torch.manual_seed(0)
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, images):
+            seen.append(images.detach())
+            return images.flatten(1)[:, :3]
+
+    clean = batch()
+    for objective in (Trades(attack=PGD(eps=Eps("0.1"), steps=3), ramp_epochs=2), PGDAT(PGD(steps=3), ramp_epochs=2)):
+        for step, radius in ((0, 0.0), (1, 0.01), (5, 0.05), (10, 0.1), (14, 0.1)):
+            seen.clear()
+            next(objective.losses(Watched(), clean, StageProgress(step, 20, 5)))
+            moved = max(float((images - clean.images).abs().max()) for images in seen)
+            assert moved == pytest.approx(radius, abs=1e-9)
+
+
+def test_a_ramped_attack_scales_its_step_too():
+    attack = PGD(eps=Eps("0.2"), step_size=Eps("0.1"))
+    half = attack.ramped(0.5)
+    assert (float(half.eps), half.step) == (0.1, 0.05)
+    assert PGD(eps=Eps("0.2")).ramped(0.5).step == 0.025
+    assert attack.ramped(1.0) is attack.ramped(3.0) is attack
