@@ -4,6 +4,7 @@ import datetime
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hydraprune.engine import Hardware, available_cores
 from hydraprune.version import __version__
 
 
-def provenance(hardware: Hardware, threads: int, jobs: int) -> dict[str, Any]:
+def provenance(hardware: Hardware, threads: int) -> dict[str, Any]:
     """Return what a reader needs in order to make the same numbers again."""
     accelerated = hardware.accelerator != "cpu" and torch.cuda.is_available()
     return {
@@ -26,14 +27,15 @@ def provenance(hardware: Hardware, threads: int, jobs: int) -> dict[str, Any]:
         "processor": processor(),
         "cores": available_cores(),
         "threads": threads,
-        "jobs": jobs,
         "device": torch.cuda.get_device_name() if accelerated else "cpu",
         "precision": hardware.precision,
+        "dtype": "bfloat16" if hardware.precision == "bf16-mixed" else "float32",
         "channels_last": hardware.channels_last,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
+@cache
 def commit() -> str | None:
     """Return the commit of the checkout that the code runs from (`+` when changed), or None outside of one."""
     here = Path(__file__).parent

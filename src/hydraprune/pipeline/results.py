@@ -123,6 +123,7 @@ def _row(
         "seconds_train": sum(outcome["seconds"] for outcome in outcomes.values()),
         "seconds_evaluate": evaluated["seconds"],
         "epochs": {kind: outcome["epochs"] for kind, outcome in outcomes.items()},
+        "provenance": outcomes[network.kind]["provenance"] | {"seconds": outcomes[network.kind]["seconds"]},
         "warnings": _warnings(evaluated),
         "stages": {kind: str(paths.folder.relative_to(project.paths.folder)) for kind, paths in places.items()},
         "layers": layers,

@@ -76,7 +76,7 @@ def run(
     project = open_project(
         recipe, Path(out), model=model, dataset=dataset, progress=progress, checkpoint_every_s=checkpoint_every_s
     )
-    origin = provenance(recipe.hardware, torch.get_num_threads(), jobs=1)
+    origin = provenance(recipe.hardware, torch.get_num_threads()) | {"jobs": 1}
     dense = results.dense_row(project)
     row = results.with_preserved(results.pruned_row(project), dense)
     return _finish(project.paths, recipe, [dense, row], origin | {"seconds": time.monotonic() - began})
@@ -130,7 +130,7 @@ def compare(
     threads = recipe.hardware.threads or max(1, available_cores() // count)
     recipe = replace(recipe, hardware=replace(recipe.hardware, threads=threads))
     paths = RunPaths(io.make_folder(Path(out)))
-    origin = provenance(recipe.hardware, threads, count)
+    origin = provenance(recipe.hardware, threads) | {"jobs": count}
     seeds = [replace(recipe, seed=seed) for seed in recipe.compare.seeds]
 
     def call(function: Any, cell: Recipe) -> Call[Any]:

@@ -26,6 +26,7 @@ from hydraprune.errors import UserError
 from hydraprune.evaluation import Protocol
 from hydraprune.paths import StagePaths
 from hydraprune.pipeline.project import Project
+from hydraprune.pipeline.provenance import provenance
 from hydraprune.pipeline.recipe_file import as_dict
 from hydraprune.sparsity import MaskSet
 
@@ -284,7 +285,9 @@ def _make(project: Project, stage: Stage, work: Callable[[StagePaths], dict[str,
             return paths
         check_stop()
         io.write_json(paths.description, {"kind": stage.kind, **stage.description})
-        io.write_json(paths.outcome, work(paths))
+        # With the stage, not only with the run: a later run may find it finished by other code on another machine.
+        origin = provenance(project.recipe.hardware, torch.get_num_threads())
+        io.write_json(paths.outcome, work(paths) | {"provenance": origin})
         paths.checkpoint.unlink(missing_ok=True)
     return paths
 
