@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hydraprune.errors import UserError
-from hydraprune.io import atomic_path
+from hydraprune.io import write_bytes
 
 
 @dataclass
@@ -52,8 +53,10 @@ class TrainState:
             "seconds": self.seconds,
             "random": random_state(),
         }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        # Through memory: on a full disk torch's own writer ends in a RuntimeError, ours in one clear line.
+        buffer = BytesIO()
+        torch.save(state, buffer)
+        write_bytes(path, buffer.getvalue())
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote; `UserError` when the file is not such a state."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hydraprune import data as datasets
@@ -236,8 +236,7 @@ def _train(
         work, training, project.fabric, paths.checkpoint, project.progress, title, project.checkpoint_every_s
     )
     io.write_json(paths.history, {"epochs": history})
-    with io.atomic_path(paths.model) as temporary:
-        save_file({name: tensor.cpu() for name, tensor in sparsity.plain_state(model).items()}, temporary)
+    io.write_bytes(paths.model, save({name: tensor.cpu() for name, tensor in sparsity.plain_state(model).items()}))
     return {
         "epochs": training.epochs,
         "seconds": seconds,
@@ -334,6 +333,5 @@ def _write_histogram(paths: StagePaths, model: nn.Module, masks: MaskSet, bins: 
 
 
 def _write_examples(paths: StagePaths, examples: evaluation.Adversarial, class_names: tuple[str, ...]) -> None:
-    with io.atomic_path(paths.adversarial) as temporary:
-        tensors = {name: tensor.contiguous() for name, tensor in vars(examples).items()}
-        save_file(tensors, temporary, {"class_names": json.dumps(list(class_names))})
+    tensors = {name: tensor.contiguous() for name, tensor in vars(examples).items()}
+    io.write_bytes(paths.adversarial, save(tensors, {"class_names": json.dumps(list(class_names))}))
