@@ -67,6 +67,33 @@ def test_pruned_weights_are_exactly_zero_in_the_artefact(quick, tmp_path):
         assert not torch.signbit(state[name][~mask]).any()
 
 
+class TiedAutoencoder(nn.Module):
+    """Linear 64 → 32 and back with the same weight, depthwise and grouped convolutions before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.grouped = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.one = nn.Linear(64, 64)
+        self.two = nn.Linear(64, 64)
+        self.two.weight = self.one.weight
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.norm(self.depthwise(self.grouped(x))).relu().mean(1).flatten(1)
+        return self.out(self.two(self.one(x).relu()).relu())
+
+
+def test_a_network_with_tied_weights_goes_from_training_to_artefact_and_stays_tied(quick, tmp_path):
+    result = run(quick, tmp_path, model=TiedAutoencoder())
+    row = result.rows[1]
+    assert row["weights_total"] == 36 + 36 + 64 * 64 + 640
+    loaded = result.network(TiedAutoencoder())
+    assert loaded.one.weight is loaded.two.weight
+    assert int((loaded.one.weight != 0).sum()) <= row["weights_kept"]
+
+
 def test_a_stage_folder_is_named_by_what_determines_it(quick, tmp_path):
     project = open_project(quick, tmp_path)
     keys = {

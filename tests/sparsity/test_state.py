@@ -131,3 +131,18 @@ def test_the_deprecated_weight_norm_can_be_left_out_by_a_pattern(tmp_path):
     restore(models[1], through_a_file(models[0], tmp_path))
     x = torch.randn(2, 3)
     assert torch.equal(models[1](x), models[0](x))
+
+
+def test_tied_weights_come_back_tied_with_one_mask(tmp_path):
+    def make():
+        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        model[2].weight = model[0].weight
+        return model
+
+    model, other = make(), make()
+    prune(model, Hydra(), Uniform(), 0.5)
+    masks = restore(other, through_a_file(model, tmp_path))
+    assert list(masks.as_dict()) == ["0.weight"]
+    assert torch.equal(other[2].weight, model[0].weight)
+    baked = bake(other)
+    assert baked[0].weight is baked[2].weight

@@ -19,7 +19,7 @@ from hydraprune.sparsity import (
     Uniform,
     attach,
     bake,
-    prunable_modules,
+    prunable_weights,
     prune,
 )
 
@@ -144,10 +144,10 @@ def test_baking_leaves_parametrizations_of_the_users_own():
 
 def test_patterns_choose_by_the_weights_name(user_network):
     model = user_network()
-    assert list(prunable_modules(model)) == ["conv", "hidden", "out"]
-    assert list(prunable_modules(model, include=["hidden.*", "out.*"])) == ["hidden", "out"]
-    assert list(prunable_modules(model, exclude=["conv.weight"])) == ["hidden", "out"]
-    assert list(prunable_modules(model, include=["*"], exclude=["h*", "o*"])) == ["conv"]
+    assert list(prunable_weights(model)) == ["conv.weight", "hidden.weight", "out.weight"]
+    assert list(prunable_weights(model, include=["hidden.*", "out.*"])) == ["hidden.weight", "out.weight"]
+    assert list(prunable_weights(model, exclude=["conv.weight"])) == ["hidden.weight", "out.weight"]
+    assert list(prunable_weights(model, include=["*"], exclude=["h*", "o*"])) == ["conv.weight"]
 
 
 def test_layers_left_out_are_not_touched(user_network):
@@ -167,6 +167,13 @@ def old_weight_norm():
 def tied_to_an_embedding():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5))
     model[1].weight = model[0].weight
+    return model
+
+
+def tied_to_a_bare_parameter():
+    model = nn.Module()
+    model.linear = nn.Linear(3, 5)
+    model.table = model.linear.weight
     return model
 
 
@@ -195,9 +202,8 @@ UNPRUNABLE = {
     "torch's prune": (lambda: nn.Sequential(torch_prune.identity(nn.Linear(3, 3), "weight")), {}, PARAMETRIZED),
     "parametrized bias": (with_parametrized_bias, {}, PARAMETRIZED),
     "masked already": (already_pruned, {}, PARAMETRIZED),
-    "tied": (tied, {}, "'0.weight' .* tied to '1.weight'; exclude both"),
-    "half of a tie": (tied, {"exclude": ["0.*"]}, "'1.weight' .* tied to '0.weight'"),
-    "tied to an embedding": (tied_to_an_embedding, {}, "'1.weight' .* tied to '0.weight'"),
+    "tied to a bare parameter": (tied_to_a_bare_parameter, {}, "'linear.weight' .* tied to 'table'"),
+    "tied, excluded by one name": (tied, {"exclude": ["1.*"]}, "nothing to prune"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), {}, "'0.weight' has no shape yet"),
     "no layer": (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), {}, "nothing to prune in Sequential"),
     "nothing included": (lambda: nn.Sequential(nn.Linear(2, 2)), {"include": ["c*"]}, r"weight matches \['c\*'\]"),
@@ -221,3 +227,32 @@ def test_one_module_under_two_names_is_no_tie():
     masks = prune(model, Hydra(), Uniform(), 0.5)
     assert list(masks.as_dict()) == ["one.weight"]
     assert type(bake(model).two) is nn.Linear
+
+
+@pytest.mark.parametrize("make", [tied, tied_to_an_embedding])
+@pytest.mark.parametrize("criterion", [Hydra(), LeastWeightMagnitude()])
+def test_a_tied_weight_has_one_mask_that_every_owner_sees_and_stays_tied(make, criterion):
+    model = make()
+    masks = prune(model, criterion, Uniform(), 0.5)
+    assert list(masks.as_dict()) in (["0.weight"], ["1.weight"])
+    assert len(masks.scores()) == 1
+    assert masks.summary().total == model[1].weight.numel()
+    assert torch.equal(model[0].weight, model[1].weight)
+    assert int((model[0].weight == 0).sum()) == model[0].weight.numel() - masks.summary().kept
+    assert len([p for name, p in model.named_parameters() if name.endswith("original")]) == 1
+    baked = bake(model)
+    assert baked[0].weight is baked[1].weight
+    assert torch.equal(baked[0].weight, model[0].weight)
+
+
+def test_a_tied_weight_learns_scores_from_both_of_its_uses():
+    model = tied()
+    masks = prune(model, Hydra(), Uniform(), 0.5)
+    weight = model[0].parametrizations.weight.original
+    x = torch.randn(4, 3)
+    with masks.cached():
+        model(x).square().sum().backward()
+    masked = model[0].weight.detach().requires_grad_()
+    first = nn.functional.linear(x, masked, model[0].bias)
+    nn.functional.linear(first, masked, model[1].bias).square().sum().backward()
+    torch.testing.assert_close(masks.scores()[0].grad, masked.grad * weight.detach())

@@ -88,10 +88,7 @@ def _row(
     evaluated = outcomes.pop("evaluate")
     model = stages.load_network(project, network)
     masks = stages.load_masks(project, network)
-    prunable = [
-        f"{name}.weight" if name else "weight"
-        for name in sparsity.prunable_modules(model, recipe.prune.include, recipe.prune.exclude)
-    ]
+    prunable = sparsity.prunable_weights(model, recipe.prune.include, recipe.prune.exclude)
     parameters = dict(model.named_parameters())
     layers: list[dict[str, Any]] = [
         {

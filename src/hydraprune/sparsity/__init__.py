@@ -6,7 +6,8 @@ The axes combine freely: a *criterion* says how a weight is scored, an *allocati
 from hydraprune.sparsity.allocations import ALLOCATIONS, Allocation, Erk, Global, Uniform
 from hydraprune.sparsity.criteria import CRITERIA, Criterion, Hydra, LeastWeightMagnitude, Random
 from hydraprune.sparsity.mask import ScoredMask
-from hydraprune.sparsity.masks import MaskSet, attach, attach_fixed, bake, prunable_modules, prune
+from hydraprune.sparsity.masks import MaskSet, attach, attach_fixed, bake, prune
+from hydraprune.sparsity.prunable import prunable_weights
 from hydraprune.sparsity.state import plain_state, restore
 from hydraprune.sparsity.summary import LayerSummary, Summary
 from hydraprune.sparsity.topk import check_sparsity, kept_count, removed_count, top_mask
@@ -32,7 +33,7 @@ __all__ = [
     "check_sparsity",
     "kept_count",
     "plain_state",
-    "prunable_modules",
+    "prunable_weights",
     "prune",
     "removed_count",
     "restore",

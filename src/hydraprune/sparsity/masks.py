@@ -2,81 +2,18 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from hydraprune.errors import UserError
 from hydraprune.sparsity.allocations import Allocation
 from hydraprune.sparsity.criteria import Criterion
 from hydraprune.sparsity.mask import ScoredMask, has_mask
+from hydraprune.sparsity.prunable import owners_by_parameter, prunable_weights
 from hydraprune.sparsity.summary import LayerSummary, Summary
 from hydraprune.sparsity.topk import check_sparsity
-
-PRUNABLE = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
-
-
-def prunable_modules(
-    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> dict[str, nn.Module]:
-    """Return the modules whose `weight` is pruned, by name.
-
-    The rule: every Conv, ConvTranspose and Linear whose weight's name (`features.0.weight`) matches one of the
-    `include` patterns and none of `exclude` (shell wildcards). Biases and BatchNorm are never pruned.
-
-    Raises:
-        UserError: nothing matches; a layer is parametrized already, or lazy; two modules share one weight.
-    """
-    found: dict[str, nn.Module] = {}
-    owners = _owners(model)
-    for name, module in model.named_modules():
-        weight_name = _weight_name(name)
-        if not isinstance(module, PRUNABLE) or not _matches(weight_name, include, exclude):
-            continue
-        if parametrize.is_parametrized(module) or "weight" not in module._parameters:
-            raise UserError(
-                f"'{weight_name}' cannot be pruned: it is parametrized already (weight_norm, spectral_norm or "
-                "another mask); remove that parametrization, or leave the layer out with an exclude pattern"
-            )
-        if is_lazy(module.weight):
-            raise UserError(f"'{weight_name}' has no shape yet: run the network once on an image before it is pruned")
-        if tied := [owner for owner in owners[id(module.weight)] if owner != weight_name]:
-            raise UserError(
-                f"'{weight_name}' cannot be pruned: it is tied to '{tied[0]}'; exclude both by a name pattern"
-            )
-        found[name] = module
-    if not found:
-        raise UserError(
-            f"nothing to prune in {type(model).__name__}: no Conv or Linear weight matches {list(include)} "
-            f"without {list(exclude)}"
-        )
-    return found
-
-
-def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Return by the id of each parameter the names under which different modules hold it."""
-    owners: dict[int, list[str]] = {}
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(module_name, recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    return owners
-
-
-def _matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
-
 
 class MaskSet:
     """The masks of one network, which live and die together.
@@ -126,8 +63,8 @@ class MaskSet:
             yield
 
     def as_dict(self) -> dict[str, Tensor]:
-        """Return the boolean masks by the name of the plain parameter, `features.0.weight`."""
-        return {_weight_name(name): mask.mask for name, mask in self._masks.items()}
+        """Return the boolean masks by the name of the plain parameter, `features.0.weight`: a tied one once."""
+        return {name: mask.mask for name, mask in self._masks.items()}
 
     def summary(self) -> Summary:
         """Return exact counts for each layer."""
@@ -139,13 +76,15 @@ class MaskSet:
         )
 
 
-def _weight_name(module_name: str) -> str:
-    return f"{module_name}.weight" if module_name else "weight"
-
-
 def _weight_of(module: nn.Module) -> Tensor:
     assert isinstance(module.weight, Tensor)
     return module.weight.detach()
+
+
+def _put_on(holders: Iterable[nn.Module], mask: ScoredMask) -> None:
+    """Let every module that holds a weight see it through the one mask; a tied weight stays tied below it."""
+    for holder in holders:
+        parametrize.register_parametrization(holder, "weight", mask, unsafe=True)
 
 
 def attach(
@@ -164,15 +103,15 @@ def attach(
         include: name patterns of the weights to prune; `exclude`: of those to leave.
 
     Raises:
-        UserError: see `prunable_modules`.
+        UserError: see `prunable_weights`.
     """
-    modules = prunable_modules(model, include, exclude)
+    weights = prunable_weights(model, include, exclude)
     generator = torch.Generator().manual_seed(seed)
     masks = {}
-    for name, module in modules.items():
-        weight = _weight_of(module)
+    for name, holders in weights.items():
+        weight = _weight_of(holders[0])
         masks[name] = ScoredMask(torch.ones_like(weight, dtype=torch.bool), criterion.scores(weight, generator))
-        parametrize.register_parametrization(module, "weight", masks[name], unsafe=True)
+        _put_on(holders, masks[name])
     return MaskSet(masks)
 
 
@@ -208,14 +147,15 @@ def attach_fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> MaskSet:
         model: a module without masks.
         masks: parameter name (`features.0.weight`) -> boolean tensor of the parameter's shape.
     """
+    owners = owners_by_parameter(model)
     placed = {}
     for name, mask in masks.items():
-        module_name = name.rpartition(".")[0]
-        module = model.get_submodule(module_name)
+        module = model.get_submodule(name.rpartition(".")[0])
         if has_mask(module):
-            continue  # one module under two names
-        placed[module_name] = ScoredMask(torch.empty_like(_weight_of(module), dtype=torch.bool).copy_(mask))
-        parametrize.register_parametrization(module, "weight", placed[module_name], unsafe=True)
+            continue  # one module, or one tied weight, under two names
+        holders = owners[id(module._parameters["weight"])].values()
+        placed[name] = ScoredMask(torch.empty_like(_weight_of(module), dtype=torch.bool).copy_(mask))
+        _put_on(holders, placed[name])
     return MaskSet(placed)
 
 
@@ -227,11 +167,13 @@ def bake(model: nn.Module) -> nn.Module:
     the parametrization made. Here the copy gets its old class back instead. Parametrizations of the user's own stay.
     """
     plain = copy.deepcopy(model)
+    baked: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
     for module in plain.modules():
         if not has_mask(module):
             continue
-        learns = module.get_parameter("parametrizations.weight.original").requires_grad
-        weight = nn.Parameter(_weight_of(module).clone(), requires_grad=learns)
+        original = module.get_parameter("parametrizations.weight.original")
+        fresh = nn.Parameter(_weight_of(module).clone(), requires_grad=original.requires_grad)
+        weight = baked.setdefault(original, fresh)
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
         others = dict(module._parameters)
