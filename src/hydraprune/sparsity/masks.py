@@ -15,6 +15,7 @@ from hydraprune.sparsity.prunable import owners_by_parameter, prunable_weights
 from hydraprune.sparsity.summary import LayerSummary, Summary
 from hydraprune.sparsity.topk import check_sparsity
 
+
 class MaskSet:
     """The masks of one network, which live and die together.
 

@@ -73,8 +73,8 @@ def _check(name: str, holder_name: str, holder: nn.Module) -> None:
     """Raise `UserError` if a mask cannot be put on what `holder` calls its weight."""
     if holder_name.rpartition(".")[2] != "weight":
         raise UserError(
-            f"'{name}' cannot be pruned: it is tied to '{holder_name}', which is not the weight of a module; leave it "
-            "out with an exclude pattern"
+            f"'{name}' cannot be pruned: it is tied to '{holder_name}', which is not the weight of a module; leave "
+            "it out with an exclude pattern"
         )
     weight = holder._parameters.get("weight")
     if parametrize.is_parametrized(holder) or weight is None:
