@@ -66,7 +66,7 @@ def test_benign_is_the_mean_cross_entropy_of_clean_images():
 @pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
 def test_trades_is_cross_entropy_plus_beta_times_kl_from_clean_to_adversarial(attack, beta):
     model, data = tiny(), batch()
-    loss = only(Trades(beta, attack), model, data)
+    loss = only(Trades(beta=beta, attack=attack), model, data)
     log_p = log_softmax(model, data.images)
     log_q = log_softmax(model, (data.images + float(attack.eps)).clamp(0, 1))
     expected = cross_entropy(log_p, data.labels) + beta * kl(log_p, log_q)
@@ -77,7 +77,7 @@ def test_trades_is_cross_entropy_plus_beta_times_kl_from_clean_to_adversarial(at
 def test_the_gradient_of_trades_reaches_both_sides_of_the_kl_term():
     model, data = tiny(), batch()
     attack = Known(eps=Eps("0.25"))
-    only(Trades(6.0, attack), model, data).total.backward()
+    only(Trades(beta=6.0, attack=attack), model, data).total.backward()
     copy = tiny()
     adversarial = attack.perturb(copy, data.images, None)
     log_p, log_q = (torch.log(torch.softmax(copy(x), 1)) for x in (data.images, adversarial))

@@ -75,9 +75,29 @@ class Objective(ABC):
         """
 
 
-def current_attack(attack: PGD, ramp_epochs: float, progress: StageProgress) -> PGD:
-    """Return the attack at this point of its stage: over the first `ramp_epochs` its radius rises linearly from 0."""
-    return attack.ramped(progress.epoch / ramp_epochs) if ramp_epochs > 0 else attack
+@dataclass(frozen=True)
+class AgainstAttack(Objective):
+    """An objective that trains against an attack, which is at the same time its threat model.
+
+    Args:
+        attack: the attack that is trained against.
+        ramp_epochs: epochs at the start of each stage over which the attack's radius rises linearly from 0; some
+            networks learn nothing against the whole radius at once.
+    """
+
+    attack: PGD = PGD()
+    ramp_epochs: float = 0.0
+
+    @property
+    def threat(self) -> tuple[str, Eps]:
+        """The ball of the attack that is trained against."""
+        return self.attack.norm, self.attack.eps
+
+    def current_attack(self, progress: StageProgress) -> PGD:
+        """Return the attack at this point of its stage, its radius reduced while the ramp lasts."""
+        if self.ramp_epochs > 0:
+            return self.attack.ramped(progress.epoch / self.ramp_epochs)
+        return self.attack
 
 
 def correct_count(logits: Tensor, labels: Tensor) -> Tensor:

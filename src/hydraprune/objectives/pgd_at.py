@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Batch
-from hydraprune.objectives.base import OBJECTIVES, Loss, Objective, StageProgress, correct_count, current_attack
+from hydraprune.objectives.base import OBJECTIVES, AgainstAttack, Loss, StageProgress, correct_count
 
 
 @OBJECTIVES.register("pgd-at")
 @dataclass(frozen=True)
-class PGDAT(Objective):
+class PGDAT(AgainstAttack):
     """CE(f(x'), y) with x' ≈ argmax of CE(f(x'), y) over the ball, by PGD: steps + 1 forward passes.
 
     `Loss.correct` counts adversarial images here: no clean forward pass is made.
@@ -24,21 +23,13 @@ class PGDAT(Objective):
             networks learn nothing against the whole radius at once.
     """
 
-    attack: PGD = PGD()
-    ramp_epochs: float = 0.0
-
-    @property
-    def threat(self) -> tuple[str, Eps]:
-        """The ball of the attack that is trained against."""
-        return self.attack.norm, self.attack.eps
-
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the mean cross-entropy of the adversarial images."""
 
         def cross_entropy(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, batch.labels, reduction="sum")
 
-        attack = current_attack(self.attack, self.ramp_epochs, progress)
+        attack = self.current_attack(progress)
         adversarial = attack.perturb(model, batch.images, cross_entropy)
         logits = model(adversarial)
         yield Loss(F.cross_entropy(logits, batch.labels), correct_count(logits, batch.labels))

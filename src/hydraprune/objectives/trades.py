@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import PGD, Eps, eval_mode
+from hydraprune.attacks import eval_mode
 from hydraprune.data import Batch
-from hydraprune.objectives.base import OBJECTIVES, Loss, Objective, StageProgress, correct_count, current_attack
+from hydraprune.objectives.base import OBJECTIVES, AgainstAttack, Loss, StageProgress, correct_count
 
 
 @OBJECTIVES.register("trades")
 @dataclass(frozen=True)
-class Trades(Objective):
+class Trades(AgainstAttack):
     """CE(f(x), y) + β · KL(p(x) ‖ p(x')), x' ≈ argmax of that KL over the ball: steps + 3 forward passes.
 
     One clean pass in eval mode that the attack compares with, one for each of its steps, and the two that are
@@ -32,17 +32,9 @@ class Trades(Objective):
     # in each step.
 
     beta: float = 6.0
-    attack: PGD = PGD()
-    ramp_epochs: float = 0.0
-
-    @property
-    def threat(self) -> tuple[str, Eps]:
-        """The ball of the attack that is trained against."""
-        return self.attack.norm, self.attack.eps
-
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the TRADES loss, its means taken over the batch."""
-        attack = current_attack(self.attack, self.ramp_epochs, progress)
+        attack = self.current_attack(progress)
         with eval_mode(model):
             with torch.no_grad():
                 reference = F.log_softmax(model(batch.images), dim=1)
