@@ -1,6 +1,7 @@
 """Objectives against their papers' formulas, written out in NumPy, and the passes that they make."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hydraprune.attacks import PGD, Eps, outside
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
-from hydraprune.objectives import OBJECTIVES, PGDAT, Benign, StageProgress, Trades
+from hydraprune.objectives import OBJECTIVES, PGDAT, Benign, Free, StageProgress, Trades
 from hydraprune.sparsity import Global, Hydra, ScoredMask, prune
 
 PROGRESS = StageProgress(step=0, steps=10, steps_per_epoch=5)
@@ -47,6 +48,13 @@ def cross_entropy(log_p, labels):
 
 def kl(log_p, log_q):
     return np.mean((np.exp(log_p) * (log_p - log_q)).sum(1))
+
+
+def against(name, attack):
+    """Return the objective `name` in a form that is determined by the model and draws nothing."""
+    if name == "free":
+        return Free(eps=Eps("0"), repeats=1)
+    return OBJECTIVES[name]() if name == "benign" else OBJECTIVES[name](attack=attack)
 
 
 def only(objective, model, data):
@@ -144,7 +152,7 @@ def test_every_objective_yields_one_scalar_loss_with_gradient_and_a_count(name):
     model, data = tiny().train(), batch()
     for parameter in model.parameters():
         parameter.grad = None
-    loss = only(OBJECTIVES[name](), model, data)
+    loss = only(against(name, PGD()), model, data)
     assert loss.total.shape == loss.correct.shape == ()
     assert 0 <= int(loss.correct) <= 5
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -156,7 +164,7 @@ def test_every_objective_yields_one_scalar_loss_with_gradient_and_a_count(name):
 @pytest.mark.parametrize("name", tuple(OBJECTIVES))
 def test_every_objective_is_a_mean_so_that_twice_the_batch_costs_the_same(name):
     model, data = tiny(), batch()
-    objective = OBJECTIVES[name]() if name == "benign" else OBJECTIVES[name](attack=Known(eps=Eps("0.1")))
+    objective = against(name, Known(eps=Eps("0.1")))
     twice = Batch(torch.cat([data.images] * 2), torch.cat([data.labels] * 2))
     assert only(objective, model, twice).total.item() == pytest.approx(only(objective, model, data).total.item())
 
@@ -170,7 +178,7 @@ def test_gradients_reach_scores_of_frozen_weights_under_a_cache(name):
         masks = prune(model, Hydra(), Global(), 0.5)
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is scores for scores in masks.scores()))
-        objective = OBJECTIVES[name]() if name == "benign" else OBJECTIVES[name](attack=PGD(random_start=False))
+        objective = against(name, PGD(random_start=False))
         evaluations = []
         next(m for m in model.modules() if isinstance(m, ScoredMask)).register_forward_hook(
             lambda *_, seen=evaluations: seen.append(1)
@@ -202,7 +210,7 @@ def test_objectives_are_values_and_unknown_ones_list_the_known():
     assert Trades(beta=6.0) == Trades()
     assert Trades(beta=1.0) != Trades()
     with pytest.raises(
-        UserError, match=r"unknown objective 'trade' \(did you mean 'trades'\?\); known: benign, pgd-at"
+        UserError, match=r"unknown objective 'trade' \(did you mean 'trades'\?\); known: benign, free, pgd-at"
     ):
         _ = OBJECTIVES["trade"]
 
@@ -232,3 +240,43 @@ def test_a_ramped_attack_scales_its_step_too():
     assert (float(half.eps), half.step) == (0.1, 0.05)
     assert PGD(eps=Eps("0.2")).ramped(0.5).step == 0.025
     assert attack.ramped(1.0) is attack.ramped(3.0) is attack
+
+
+def test_free_training_moves_the_perturbation_by_eps_along_the_gradient_of_each_update():
+    model, data = tiny(), batch()
+    eps, seen = 0.25, []
+    model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach().clone()))
+    torch.manual_seed(3)
+    start = torch.empty_like(data.images).uniform_(-eps, eps)
+    torch.manual_seed(3)
+    for number, loss in enumerate(Free(eps=Eps("0.25"), repeats=3).losses(model, data, PROGRESS), start=1):
+        loss.total.backward()
+        assert len(seen) == number  # one forward pass a repeat
+    torch.testing.assert_close(seen[0], (data.images + start).clamp(0, 1))
+    for before, after in pairwise(seen):
+        image = before.clone().requires_grad_()
+        nn.functional.cross_entropy(tiny()(image), data.labels).backward()
+        moved = (before - data.images + eps * image.grad.sign()).clamp(-eps, eps)
+        torch.testing.assert_close(after, (data.images + moved).clamp(0, 1))
+        assert not outside(data.images, after, "linf", eps).any()
+    assert len(seen) == 3
+
+
+def test_free_training_updates_once_a_repeat_and_sees_the_new_weights():
+    model, data = tiny(), batch()
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    totals = []
+    for loss in Free(repeats=4, eps=Eps("0")).losses(model, data, PROGRESS):
+        optimiser.zero_grad()
+        loss.total.backward()
+        optimiser.step()
+        totals.append(loss.total.item())
+    assert len(totals) == 4
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] < totals[0]
+
+
+def test_free_training_answers_bad_values():
+    with pytest.raises(UserError, match="at least 1 repeat, not 0"):
+        Free(repeats=0)
+    assert Free(norm="l2", eps=Eps("128/255")).threat == ("l2", Eps("128/255"))

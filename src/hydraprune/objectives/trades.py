@@ -32,6 +32,7 @@ class Trades(AgainstAttack):
     # in each step.
 
     beta: float = 6.0
+
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the TRADES loss, its means taken over the batch."""
         attack = self.current_attack(progress)
