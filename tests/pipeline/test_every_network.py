@@ -1,4 +1,4 @@
-"""Every architecture goes the whole way: a step of training, of search at 99 %, of fine-tuning; compact file and ONNX."""
+"""Every architecture goes the whole way: training, search, fine-tuning, compact file, ONNX, one step of each."""
 
 import numpy as np
 import pytest
