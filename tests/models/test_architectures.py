@@ -35,6 +35,7 @@ PLAIN_LAYERS = (
     nn.ReLU,
     nn.MaxPool2d,
     nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d,
     nn.Flatten,
 )
 NAMES = tuple(MODELS)

@@ -70,9 +70,13 @@ def _shortcut(channels: int, wide: int, stride: int) -> nn.Module | None:
 
 
 def _resnet(
-    stem: OrderedDict[str, nn.Module], block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], num_classes: int
+    stem: OrderedDict[str, nn.Module],
+    block: type[BasicBlock | Bottleneck],
+    depths: tuple[int, ...],
+    pool: nn.Module,
+    num_classes: int,
 ) -> nn.Module:
-    """Return stem, four stages of `depths` blocks (all but the first halve the side), average pooling, linear."""
+    """Return stem, four stages of `depths` blocks (all but the first halve the side), average `pool`ing, linear."""
     layers, channels = OrderedDict(stem), _STAGE_WIDTHS[0]
     for stage, (width, depth) in enumerate(zip(_STAGE_WIDTHS, depths, strict=True), start=1):
         blocks = []
@@ -80,7 +84,7 @@ def _resnet(
             blocks.append(block(channels, width, stride=2 if stage > 1 and index == 0 else 1))
             channels = width * block.expansion
         layers[f"stage{stage}"] = nn.Sequential(*blocks)
-    layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers["pool"], layers["flatten"] = pool, nn.Flatten()
     layers["fc"] = nn.Linear(channels, num_classes)
     return nn.Sequential(layers)
 
@@ -91,7 +95,11 @@ def resnet18(in_shape: Shape, num_classes: int) -> nn.Module:
     stem: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(in_shape[0], 64, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(64), relu1=nn.ReLU()
     )
-    return _resnet(stem, BasicBlock, (2, 2, 2, 2), num_classes)
+    # A window, as in HYDRA, and not the adaptive pooling of the paper's ImageNet form: it adds up in another order,
+    # and imported checkpoints are to give the same bits. Three strides halve a side, rounded up.
+    _, high, wide = in_shape
+    pool = nn.AvgPool2d((-(-high // 8), -(-wide // 8)))
+    return _resnet(stem, BasicBlock, (2, 2, 2, 2), pool, num_classes)
 
 
 @architecture("resnet50", "He et al. 2016, arXiv 1512.03385", least_side=32)
@@ -103,4 +111,4 @@ def resnet50(in_shape: Shape, num_classes: int) -> nn.Module:
         relu1=nn.ReLU(),
         pool1=nn.MaxPool2d(3, stride=2, padding=1),
     )
-    return _resnet(stem, Bottleneck, (3, 4, 6, 3), num_classes)
+    return _resnet(stem, Bottleneck, (3, 4, 6, 3), nn.AdaptiveAvgPool2d(1), num_classes)

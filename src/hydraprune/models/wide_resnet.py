@@ -46,7 +46,10 @@ def _wide_resnet(in_shape: Shape, num_classes: int, depth: int, widen: int) -> n
             channels = width
         layers[f"stage{stage}"] = nn.Sequential(*blocks)
     layers["bn"], layers["relu"] = nn.BatchNorm2d(channels), nn.ReLU()
-    layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    # A window, as in HYDRA: adaptive pooling adds up in another order, and imported checkpoints are to give the same
+    # bits. Two strides halve a side, rounded up.
+    _, high, wide = in_shape
+    layers["pool"], layers["flatten"] = nn.AvgPool2d((-(-high // 4), -(-wide // 4))), nn.Flatten()
     layers["fc"] = nn.Linear(channels, num_classes)
     return nn.Sequential(layers)
 
