@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import savemat
 
 from hydraprune.data import Split
+
+WriteImage = Callable[..., Path]
 
 
 @pytest.fixture
@@ -63,6 +66,32 @@ def svhn_folder(tmp_path: Path) -> Path:
         labels = np.array([*range(1, n), 10], dtype=np.uint8).reshape(n, 1)
         savemat(tmp_path / name, {"X": (row + 32 * colour + image).astype(np.uint8), "y": labels})
     return tmp_path
+
+
+@pytest.fixture
+def write_image() -> WriteImage:
+    """Write an RGB image whose red grows to the right and green downwards; blue is `blue` everywhere."""
+
+    def write(path: Path, width: int = 40, height: int = 30, blue: int = 0) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((height, width, 3), blue, dtype=np.uint8)
+        pixels[:, :, 0] = np.linspace(0, 255, width).round()
+        pixels[:, :, 1] = np.linspace(0, 255, height).round()[:, None]
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, write_image: WriteImage) -> Path:
+    """Classes ant (4 + 2 images) and bee (5 + 1): image i of train is 40 + i wide and has blue 10·i."""
+    root = tmp_path / "insects"
+    names = [*(f"train/ant/{i}.png" for i in range(4)), *(f"train/bee/{i}.png" for i in range(4, 9))]
+    names += ["val/ant/0.JPEG", "val/ant/1.jpg", "val/bee/0.jpeg"]
+    for i, name in enumerate(names):
+        write_image(root / name, width=40 + i, blue=10 * i)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from hydraprune import data, models
 from hydraprune.attacks import PGD, Eps
+from hydraprune.data.image_folder import IMAGENET_CLASSES
 from hydraprune.engine import Adam, OneCycle, Training
 from hydraprune.errors import RecipeError, UserError
 from hydraprune.io import content_hash
@@ -15,7 +17,7 @@ from hydraprune.objectives import PGDAT, Benign, Trades
 from hydraprune.pipeline import Comparison, Recipe, as_dict, from_arguments, load, to_yaml
 from hydraprune.sparsity import Erk, Global, Hydra, LeastWeightMagnitude
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 OWN_CRITERION = '''
@@ -108,7 +110,7 @@ data: {validation_fraction: 0}
     [
         ("[1, 2]", "holds list, not keys and values"),
         ("a: [", "is not YAML"),
-        ("objective: {beta: 3}", "'objective' needs a name; known: benign, pgd-at, trades"),
+        ("objective: {beta: 3}", "'objective' needs a name; known: benign, free, pgd-at, trades"),
         ("prune: {criterion: 7}", "'prune.criterion' needs a name"),
         ("compare: {seeds: [1, 1]}", r"compare.seeds needs one or more different values, got \[1, 1\]"),
         ("compare: {sparsities: [0.9, 1.0]}", "compare.sparsities is the share"),
@@ -132,8 +134,13 @@ def test_a_missing_recipe_is_named():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_parses_and_names_things_that_exist(path):
     recipe = load(path)
-    info = data.DATASETS[recipe.data.name]
-    models.create(recipe.model.name, info.num_classes, info.in_shape)
+    if recipe.data.name in data.IMAGE_FOLDERS:
+        classes, shape = IMAGENET_CLASSES, (3, recipe.data.size or 224, recipe.data.size or 224)
+    else:
+        info = data.DATASETS[recipe.data.name]
+        classes, shape = info.num_classes, info.in_shape
+    with torch.device("meta"):
+        assert models.create(recipe.model.name, classes, shape) is not None
     assert recipe.name == path.stem
     assert recipe.objective.threat[1] > 0
     assert yaml.safe_load(to_yaml(recipe)) == as_dict(recipe)

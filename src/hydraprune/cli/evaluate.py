@@ -34,6 +34,7 @@ class Options(TargetOptions):
         seed: of the attack's random starts.
         accelerator: auto, cpu or cuda.
         threads: CPU threads; 0 takes every core.
+        workers: processes that decode image files; images in memory need none.
         json: print one JSON object on stdout instead of a table.
     """
 
@@ -45,6 +46,7 @@ class Options(TargetOptions):
     seed: int = 0
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
+    workers: int = 0
     json: bool = False
 
 
@@ -64,6 +66,7 @@ def command(name: str, words: Sequence[str]) -> int:
             batch_size=options.batch_size,
             seed=options.seed,
             device=fabric.device,
+            workers=options.workers,
             progress=progress,
             title=target.name,
             check=check_stop,

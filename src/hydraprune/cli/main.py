@@ -19,9 +19,10 @@ COMMANDS = {
     "finetune": ("train", "only as far as the fine-tuned network"),
     "evaluate": ("evaluate", "benign and robust accuracy of any network"),
     "export": ("export", "a network as compact artefact, dense state dict or ONNX"),
+    "import": ("import_", "a checkpoint of the original HYDRA code as a run folder"),
     "report": ("show", "write the report of a run folder anew"),
     "status": ("show", "what is finished in a run folder and what is not"),
-    "data": ("show", "list data sets, or verify their files"),
+    "data": ("data", "list data sets, download them or verify their files"),
     "models": ("show", "list architectures"),
 }
 """Command -> (module in this package, what it does)."""

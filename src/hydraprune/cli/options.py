@@ -23,10 +23,12 @@ class DataOptions:
     Args:
         name: a data set; `--data NAME` for short. By default the one that the network was trained on.
         root: the folder that holds its files; by default ./data.
+        size: pixels along a side, for folders of image files given with --weights; by default 224.
     """
 
     name: str | None = None
     root: Path | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class TargetOptions:
     def open(self) -> Target:
         """Load the network."""
         return pipeline.open_target(
-            self.target, factory=self.model, weights=self.weights, data=self.data.name, root=self.data.root
+            self.target,
+            factory=self.model,
+            weights=self.weights,
+            data=self.data.name,
+            root=self.data.root,
+            size=self.data.size,
         )
 
 

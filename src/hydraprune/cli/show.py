@@ -1,4 +1,4 @@
-"""`report`, `status`, `data`, `models`: commands that show what is there."""
+"""`report`, `status`, `models`: commands that show what is there."""
 
 import fcntl
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hydraprune import data, models, pipeline, reports
+from hydraprune import models, pipeline, reports
 from hydraprune.cli.options import parse
 from hydraprune.cli.output import say
 from hydraprune.errors import UserError
@@ -33,23 +33,6 @@ class FolderOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """What data sets there are, and whether their files are whole.
-
-    Args:
-        target: list or verify; also the first plain argument.
-        name: the data set to verify; also the second plain argument.
-        root: the folder that holds its files; none means ./data.
-        json: print one JSON object on stdout instead of a table.
-    """
-
-    target: str = "list"
-    name: str | None = None
-    root: Path | None = None
-    json: bool = False
-
-
-@dataclass(frozen=True)
 class ModelOptions:
     """The architectures that come with hydraprune.
 
@@ -62,7 +45,7 @@ class ModelOptions:
 
 def command(name: str, words: Sequence[str]) -> int:
     """Show what was asked for."""
-    {"report": _report, "status": _status, "data": _data, "models": _models}[name](words)
+    {"report": _report, "status": _status, "models": _models}[name](words)
     return 0
 
 
@@ -123,24 +106,6 @@ def _state(stage: StagePaths) -> str:
             except BlockingIOError:
                 return "running"
     return "stopped, state saved" if stage.checkpoint.exists() else "stopped"
-
-
-def _data(words: Sequence[str]) -> None:
-    words = [
-        "--root" + word.removeprefix("--data.root") if word.startswith("--data.root") else word for word in words
-    ]
-    if len(words) > 1 and not words[0].startswith("-") and not words[1].startswith("-"):
-        words.insert(1, "--name")
-    options = parse(DataOptions, "hydraprune data", words)
-    if options.target == "list":
-        _show_rows([_plain(info) for info in data.infos()], options.json, ("name", "description", "in_shape"))
-    elif options.target == "verify":
-        if options.name is None:
-            raise UserError(f"say which data set to verify: {', '.join(data.DATASETS)}")
-        checked = [{"file": file, "state": state} for file, state in data.verify(options.name, options.root)]
-        _show_rows(checked, options.json, ("file", "state"))
-    else:
-        raise UserError(f"unknown action '{options.target}'; known: list, verify")
 
 
 def _models(words: Sequence[str]) -> None:

@@ -30,6 +30,8 @@ class DatasetInfo:
         subfolder: where the usual tools put the files inside a root; empty when nothing is on disk.
         files: (path inside the folder, MD5) of each file; empty when the data comes with a package.
         unpacked: (path, MD5) of the same files, in the same order, where they may also lie there unpacked.
+        mirrors: the addresses in front of a file's name where it can be fetched, the best first.
+        archive: (name, MD5) of the tar.gz that is fetched instead and holds all files in a folder `subfolder`.
     """
 
     name: str
@@ -44,6 +46,8 @@ class DatasetInfo:
     subfolder: str = ""
     files: tuple[tuple[str, str], ...] = ()
     unpacked: tuple[tuple[str, str], ...] = ()
+    mirrors: tuple[str, ...] = ()
+    archive: tuple[str, str] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -71,6 +75,7 @@ _CLOTHING_NAMES = (
     "bag",
     "ankle boot",
 )
+_KRIZHEVSKY = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR100_NAMES = tuple(
     """
@@ -92,7 +97,7 @@ def _add(info: DatasetInfo) -> None:
 _add(
     DatasetInfo(
         name="digits",
-        description="8x8 handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998)",
+        description="handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998)",
         in_shape=(1, 8, 8),
         class_names=_DIGIT_NAMES,
         train_size=1300,
@@ -105,7 +110,7 @@ _add(
 _add(
     DatasetInfo(
         name="mnist",
-        description="28x28 handwritten digits (LeCun, Cortes and Burges 1998)",
+        description="handwritten digits (LeCun, Cortes and Burges 1998)",
         in_shape=(1, 28, 28),
         class_names=_DIGIT_NAMES,
         train_size=60_000,
@@ -126,12 +131,16 @@ _add(
             ("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea"),
             ("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637"),
         ),
+        mirrors=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
     )
 )
 _add(
     DatasetInfo(
         name="fashion-mnist",
-        description="28x28 articles of clothing (Xiao et al. 2017, arXiv 1708.07747)",
+        description="articles of clothing (Xiao et al. 2017, arXiv 1708.07747)",
         in_shape=(1, 28, 28),
         class_names=_CLOTHING_NAMES,
         train_size=60_000,
@@ -146,12 +155,22 @@ _add(
             ("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
             ("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
         ),
+        unpacked=(
+            ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+            ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
+            ("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a"),
+            ("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965"),
+        ),
+        mirrors=(
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        ),
     )
 )
 _add(
     DatasetInfo(
         name="cifar10",
-        description="32x32 colour photographs of 10 kinds of things (Krizhevsky 2009)",
+        description="colour photographs of 10 kinds of things (Krizhevsky 2009)",
         in_shape=(3, 32, 32),
         class_names=_CIFAR10_NAMES,
         train_size=50_000,
@@ -168,12 +187,14 @@ _add(
             ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
             ("test_batch", "40351d587109b95175f43aff81a1287e"),
         ),
+        mirrors=_KRIZHEVSKY,
+        archive=("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
     )
 )
 _add(
     DatasetInfo(
         name="cifar100",
-        description="32x32 colour photographs of 100 kinds of things (Krizhevsky 2009)",
+        description="colour photographs of 100 kinds of things (Krizhevsky 2009)",
         in_shape=(3, 32, 32),
         class_names=_CIFAR100_NAMES,
         train_size=50_000,
@@ -186,12 +207,14 @@ _add(
             ("train", "16019d7e3df5f24257cddd939b257f8d"),
             ("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
         ),
+        mirrors=_KRIZHEVSKY,
+        archive=("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
     )
 )
 _add(
     DatasetInfo(
         name="svhn",
-        description="32x32 digits cropped from photographs of house numbers (Netzer et al. 2011)",
+        description="digits cropped from photographs of house numbers (Netzer et al. 2011)",
         in_shape=(3, 32, 32),
         class_names=_DIGIT_NAMES,
         train_size=73_257,
@@ -204,5 +227,6 @@ _add(
             ("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
             ("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
         ),
+        mirrors=("http://ufldl.stanford.edu/housenumbers/",),
     )
 )

@@ -28,7 +28,8 @@ class DataFolder:
         """Return the file's bytes: exactly those that were checked, as it is read only once.
 
         Raises:
-            DataError: it cannot be read, no checksum is known for it, or it is not what its checksum says.
+            DataError: it cannot be read, no checksum is known for it, or it is not what its checksum says; another
+            file of the set under this name is recognised.
         """
         path = self.path / name
         try:
@@ -40,7 +41,7 @@ class DataFolder:
             if expected is None:
                 raise DataError(f"no checksum is known for '{path}'; known: {', '.join(self.md5)}")
             if came != expected:
-                raise DataError(
-                    f"'{path}' is damaged or another file: its md5 is {came}, not {expected}; get it again"
-                )
+                twin = next((other for other, md5 in self.md5.items() if md5 == came), None)
+                fault = "damaged or another file" if twin is None else f"not '{name}' but '{twin}' under its name"
+                raise DataError(f"'{path}' is {fault}: its md5 is {came}, not {expected}; get it again")
         return content

@@ -6,16 +6,19 @@ file. So the parts do not depend on other classes, and a larger fraction of the 
 """
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hydraprune.data.dataset import Split
+from hydraprune.data.dataset import LabelledImages
 from hydraprune.data.seeds import derived_generator
 from hydraprune.errors import UserError
 
+Images = TypeVar("Images", bound=LabelledImages)
 
-def hold_out(split: Split, fraction: float, seed: int = 0) -> tuple[Split, Split]:
+
+def hold_out(split: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
     """Return (training, validation), disjoint and complete; checkpoints are chosen on the second.
 
     Args:
@@ -35,7 +38,7 @@ def hold_out(split: Split, fraction: float, seed: int = 0) -> tuple[Split, Split
     return split.take(torch.nonzero(~chosen).flatten()), split.take(torch.nonzero(chosen).flatten())
 
 
-def subset(split: Split, fraction: float, seed: int = 0) -> Split:
+def subset(split: Images, fraction: float, seed: int = 0) -> Images:
     """Return a stratified share of `split`, `fraction` in (0, 1].
 
     Raises:
@@ -49,7 +52,7 @@ def subset(split: Split, fraction: float, seed: int = 0) -> Split:
     return split.take(torch.nonzero(chosen).flatten())
 
 
-def first(split: Split, n: int) -> Split:
+def first(split: Images, n: int) -> Images:
     """Return the first `n` images as they stand on file, 1 ≤ n ≤ len(split).
 
     Raises:
@@ -57,10 +60,10 @@ def first(split: Split, n: int) -> Split:
     """
     if not 1 <= n <= len(split):
         raise UserError(f"cannot take the first {n} of {len(split)} images")
-    return Split(split.images[:n], split.labels[:n])
+    return split.take(torch.arange(n))
 
 
-def _stratified(split: Split, fraction: float, purpose: str, seed: int) -> Tensor:
+def _stratified(split: LabelledImages, fraction: float, purpose: str, seed: int) -> Tensor:
     """Return (n,) bool: which images the module's rule chooses."""
     labels = split.labels.cpu()
     chosen = torch.zeros(len(labels), dtype=torch.bool)

@@ -51,6 +51,8 @@ def parse_idx(content: bytes, dimensions: int, source: Path) -> NDArray[np.uint8
 def _read_split(folder: DataFolder, part: str) -> Split:
     images = _read_array(folder, f"{part}-images-idx3-ubyte", dimensions=3)
     labels = _read_array(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
+    if len(images) != len(labels):
+        raise DataError(f"'{folder.path}' holds {len(images)} images, but {len(labels)} labels for '{part}'")
     return Split(torch.tensor(images).unsqueeze(1), torch.tensor(labels).to(torch.int64))
 
 

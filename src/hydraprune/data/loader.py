@@ -3,14 +3,16 @@
 Nothing has to be saved to go on in the middle of an epoch: its number and the next batch's index are the whole state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hydraprune.data.augmentation import Augmentation, NoAugmentation
-from hydraprune.data.dataset import Split
+from hydraprune.data.dataset import Draw, LabelledImages, Split
+from hydraprune.data.mixing import Mixture, extra_per_batch
 from hydraprune.data.seeds import derived_generator
 from hydraprune.errors import UserError
 
@@ -33,28 +35,42 @@ class Batch:
         return len(self.labels)
 
 
-class Batches:
-    """The batches of a split, epoch by epoch.
+class _Source(Protocol):
+    """What turns the plans of batches into images."""
 
-    The bytes of the whole split lie on `device`; a batch becomes float32, divided by 255, when its turn comes.
+    def batches(
+        self, draws: Iterable[Draw], augmentation: Augmentation, workers: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class Batches:
+    """The batches of a pile of images, epoch by epoch.
+
+    The bytes of a whole `Split` lie on `device`, files are decoded ahead of their turn; a batch becomes float32,
+    divided by 255, when its turn comes.
 
     Args:
-        split: the images.
-        batch_size: images in a batch.
+        split: the images. An epoch is one pass over them.
+        batch_size: images in a batch, extra ones counted in.
         seed: of order and augmentation.
         augmentation: applied to each batch.
         shuffle: a new order in each epoch; else the order on file.
         drop_last: leave out the last batch of an epoch where it is smaller than the others.
         channels_last: lay a batch's images out in `torch.channels_last`, which convolutions on CPUs and GPUs prefer.
         device: where the split is kept and the batches are made.
+        workers: processes that decode image files; 0 decodes in this one. The batches are the same, to the bit. They
+            end with the iterator of the epoch. Images in memory need none.
+        extra: further images for training, mixed into each batch; see `Mixture`.
+        extra_share: their share: round(extra_share · batch_size) of a batch, the rest are of `split`.
 
     Raises:
-        UserError: a batch size below 1, or `drop_last` with fewer images than one batch.
+        UserError: a batch size below 1, workers below 0, `drop_last` with fewer images than one batch, or extra
+            images that do not fit.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: LabelledImages,
         batch_size: int,
         seed: int,
         augmentation: Augmentation = _AS_THEY_ARE,
@@ -62,12 +78,20 @@ class Batches:
         drop_last: bool = False,
         channels_last: bool = False,
         device: torch.device | str = "cpu",
+        workers: int = 0,
+        extra: Split | None = None,
+        extra_share: float = 0.0,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"the batch size must be at least 1, not {batch_size}")
-        if drop_last and len(split) < batch_size:
+        if workers < 0:
+            raise UserError(f"the number of worker processes must be at least 0, not {workers}")
+        extras = extra_per_batch(extra, extra_share, batch_size)
+        self._own = batch_size - extras
+        if drop_last and len(split) < self._own:
+            among = f", {extras} of them extra," if extras else ""
             raise UserError(
-                f"{len(split)} images make no batch of {batch_size} when the last, smaller one is dropped; "
+                f"{len(split)} images make no batch of {batch_size}{among} when the last, smaller one is dropped; "
                 f"choose a batch size of at most {len(split)}"
             )
         self.split = split.to(device)
@@ -76,11 +100,20 @@ class Batches:
         self.augmentation = augmentation
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.workers = workers
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._source: _Source = self.split
+        if extra is not None:
+            if not (isinstance(self.split, Split) and isinstance(extra, Split)):
+                raise UserError(
+                    "extra images are mixed in where both kinds lie in memory; image files cannot be mixed"
+                )
+            shown = len(self) * self._own if drop_last else len(split)
+            self._source = Mixture(self.split, extra.to(device), extras, self._own, shown, seed)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        full, rest = divmod(len(self.split), self.batch_size)
+        full, rest = divmod(len(self.split), self._own)
         return full if self.drop_last or not rest else full + 1
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
@@ -92,16 +125,18 @@ class Batches:
         if not 0 <= start <= len(self):
             raise ValueError(f"an epoch has {len(self)} batches, so none can start at {start}")
         order = self._order(number)
-        return (self._batch(order, number, index) for index in range(start, len(self)))
+        draws = (self._draw(order, number, index) for index in range(start, len(self)))
+        made = self._source.batches(draws, self.augmentation, self.workers)
+        return (self._batch(images, labels) for images, labels in made)
 
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffle:
             return torch.arange(len(self.split))
         return torch.randperm(len(self.split), generator=derived_generator("order", self.seed, epoch))
 
-    def _batch(self, order: Tensor, epoch: int, index: int) -> Batch:
-        chosen = self.split.take(order[index * self.batch_size : (index + 1) * self.batch_size])
-        generator = derived_generator("augmentation", self.seed, epoch, index)
-        images = self.augmentation(chosen.images, generator)
-        pixels = images.to(torch.float32, memory_format=self._layout).div_(255)
-        return Batch(pixels, chosen.labels)
+    def _draw(self, order: Tensor, epoch: int, index: int) -> Draw:
+        rows = order[index * self._own : (index + 1) * self._own]
+        return Draw(epoch, index, rows, derived_generator("augmentation", self.seed, epoch, index))
+
+    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+        return Batch(images.to(torch.float32, memory_format=self._layout).div_(255), labels)

@@ -24,12 +24,20 @@ class Hardware:
         precision: "32-true", or "bf16-mixed" for bfloat16 convolutions and float32 weights.
         channels_last: NHWC memory format, faster for convolutional networks on most devices.
         threads: CPU threads; 0 takes every core that this process may use.
+        data_workers: processes that decode image files ahead of training; none takes one for each thread, 0 decodes
+            in the training process. Data sets in memory need none.
     """
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     channels_last: bool = False
     threads: int = 0
+    data_workers: int | None = None
+
+    @property
+    def workers(self) -> int:
+        """The number of processes that decode image files."""
+        return (self.threads or available_cores()) if self.data_workers is None else self.data_workers
 
     def fabric(self) -> Fabric:
         """Set the thread count and return Fabric on one device; `UserError` where the accelerator is not there."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hydraprune.attacks import PGD, Eps, eval_mode, outside, per_image
 from hydraprune.console import Progress, SilentProgress
-from hydraprune.data import Batch, Batches, Split
+from hydraprune.data import Batch, Batches, LabelledImages
 from hydraprune.errors import UserError
 
 
@@ -105,12 +105,13 @@ class Empirical:
 
 def evaluate(
     model: nn.Module,
-    split: Split,
+    split: LabelledImages,
     protocol: Protocol,
     *,
     batch_size: int = 500,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    workers: int = 0,
     progress: Progress | None = None,
     title: str = "evaluate",
     check: Callable[[], None] = lambda: None,
@@ -127,6 +128,7 @@ def evaluate(
         batch_size: images at once.
         seed: of the random starts.
         device: where the model is.
+        workers: processes that decode image files; images in memory need none.
         progress: where to show a bar, with the bound on robust accuracy so far.
         title: of the bar.
         check: called before each batch and each restart; may raise to stop.
@@ -137,7 +139,7 @@ def evaluate(
     """
     if len(split) == 0:
         raise UserError("there is no image to evaluate on")
-    batches = Batches(split, batch_size, seed, shuffle=False, device=device)
+    batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
     generator = torch.Generator(device=device).manual_seed(seed)
     benign, robust, examples, refused = [], [], [], 0
     with eval_mode(model), (progress or SilentProgress()).task(title, len(batches)) as bar:

@@ -1,5 +1,6 @@
 """The pipeline: recipes, stages in folders named by content, runs and comparisons."""
 
+from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
@@ -19,6 +20,7 @@ __all__ = [
     "Comparison",
     "Data",
     "Evaluation",
+    "Imported",
     "Model",
     "Project",
     "Pruning",
@@ -28,6 +30,7 @@ __all__ = [
     "as_dict",
     "compare",
     "from_arguments",
+    "import_checkpoint",
     "load",
     "make_stage",
     "one_line",

@@ -14,7 +14,7 @@ from torch import nn
 from hydraprune import data as datasets
 from hydraprune import export, io, models
 from hydraprune.console import Progress, SilentProgress
-from hydraprune.data import Dataset, Split
+from hydraprune.data import IMAGE_FOLDERS, Dataset, LabelledImages, Split
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths
 from hydraprune.pipeline.recipe import Recipe
@@ -33,6 +33,7 @@ class Project:
         recipe: what to do.
         paths: where to.
         dataset: the data as read; `train` and `validation` are what the recipe takes of its training split.
+        extra: further training images, or None.
         build: makes the untrained network (or a copy of the user's) anew.
         architecture: what an artefact says of the network.
         source: what of data and network determines a stage, for its hash.
@@ -44,8 +45,9 @@ class Project:
     recipe: Recipe
     paths: RunPaths
     dataset: Dataset
-    train: Split
-    validation: Split
+    train: LabelledImages
+    validation: LabelledImages
+    extra: Split | None
     build: Callable[[], nn.Module]
     architecture: export.Architecture
     source: dict[str, Any]
@@ -54,7 +56,7 @@ class Project:
     checkpoint_every_s: float = 60.0
 
     @property
-    def test(self) -> Split:
+    def test(self) -> LabelledImages:
         """The test images that `evaluate` sees."""
         count = self.recipe.evaluation.n
         return self.dataset.test if count is None else datasets.first(self.dataset.test, count)
@@ -86,10 +88,15 @@ def open_project(
     spec = recipe.data
     source: dict[str, Any] = {"format": STAGE_FORMAT, "data": as_dict(spec), "model": as_dict(recipe.model)}
     del source["data"]["root"]
+    own = dataset is not None
     if dataset is None:
-        dataset = _load_data(spec.name, spec.root)
-    else:
+        dataset = _load_data(spec.name, spec.root, spec.size)
+    if own or spec.name in IMAGE_FOLDERS:
         source["data"]["fingerprint"] = dataset.fingerprint()
+    extra = None
+    if spec.extra is not None:
+        path = _extra_path(spec.extra, spec.root)
+        extra, source["data"]["extra"] = datasets.read_extra(path), io.file_hash(path)
     train, validation = datasets.hold_out(dataset.train, spec.validation_fraction)
     if spec.train_fraction < 1.0:
         train = datasets.subset(train, spec.train_fraction)
@@ -106,6 +113,7 @@ def open_project(
         dataset,
         train,
         validation,
+        extra,
         build,
         export.Architecture(name, dataset.num_classes, dataset.in_shape),
         source,
@@ -116,8 +124,20 @@ def open_project(
 
 
 @lru_cache(maxsize=2)
-def _load_data(name: str, root: Path | None) -> Dataset:
-    return datasets.load(name, root)
+def _load_data(name: str, root: Path | None, size: int | None) -> Dataset:
+    return datasets.load(name, root, size)
+
+
+def _extra_path(extra: Path, root: Path | None) -> Path:
+    """Return the file itself or, where there is none, its place below `root`; `UserError` if it is in neither."""
+    choices = [extra, (root or datasets.DEFAULT_ROOT) / extra]
+    path = next((path for path in choices if path.is_file()), None)
+    if path is None:
+        looked = " and ".join(f"'{path}'" for path in choices)
+        raise UserError(
+            f"no extra training images: looked for {looked}; put the file there or say `data.extra: null`"
+        )
+    return path
 
 
 def _network(recipe: Recipe, dataset: Dataset, model: nn.Module | None) -> tuple[Callable[[], nn.Module], str]:
@@ -143,7 +163,7 @@ def _network(recipe: Recipe, dataset: Dataset, model: nn.Module | None) -> tuple
 
 def check_network(model: nn.Module, dataset: Dataset) -> None:
     """Run one image through; `UserError` unless (1, classes) logits come out."""
-    image = dataset.test.images[:1].float() / 255
+    image = torch.zeros(1, *dataset.in_shape)
     training = model.training
     try:
         with torch.no_grad():

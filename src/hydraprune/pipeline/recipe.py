@@ -23,7 +23,11 @@ class Data:
         root: the folder that holds its files; none means ./data. Not needed for digits.
         validation_fraction: share of the training split held out, stratified, for validation and selection.
         train_fraction: share of what remains that is trained on.
-        augmentation: none, or crop-flip.
+        augmentation: none, crop-flip, or random-resized-crop.
+        size: for folders of image files, the height and width in pixels that the network sees; none means 224.
+        extra: a file of further training images (.pickle of pseudo-labelled ones, .npz of generated ones), itself or
+            below `root`.
+        extra_share: their share of each batch, in (0, 1).
     """
 
     name: str = "digits"
@@ -31,6 +35,9 @@ class Data:
     validation_fraction: float = 0.1
     train_fraction: float = 1.0
     augmentation: Augmentation = NoAugmentation()
+    size: int | None = None
+    extra: Path | None = None
+    extra_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,11 @@ class Recipe:
             yield f"data.validation_fraction must be in [0, 1), got {self.data.validation_fraction}"
         if not 0.0 < self.data.train_fraction <= 1.0:
             yield f"data.train_fraction must be in (0, 1], got {self.data.train_fraction}"
+        if not 0.0 < self.data.extra_share < 1.0:
+            yield f"data.extra_share must be in (0, 1), got {self.data.extra_share}"
         for key, count, least in (
+            ("data.size", 1 if self.data.size is None else self.data.size, 1),
+            ("hardware.data_workers", self.hardware.data_workers or 0, 0),
             ("evaluation.batch_size", self.evaluation.batch_size, 1),
             ("evaluation.protocol.restarts", self.evaluation.protocol.restarts, 1),
             ("evaluation.protocol.attack.steps", self.evaluation.protocol.attack.steps, 1),

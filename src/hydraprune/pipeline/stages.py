@@ -153,6 +153,7 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             batch_size=measured.batch_size,
             seed=recipe.seed,
             device=project.fabric.device,
+            workers=recipe.hardware.workers,
             progress=project.progress,
             title=f"evaluate {title}",
             check=check_stop,
@@ -230,6 +231,9 @@ def _train(
         drop_last=len(project.train) >= training.batch_size,
         channels_last=recipe.hardware.channels_last,
         device=project.fabric.device,
+        workers=recipe.hardware.workers,
+        extra=project.extra,
+        extra_share=0.0 if project.extra is None else recipe.data.extra_share,
     )
     work = Work(model, learning, recipe.objective, batches, masks, _validation(project), recipe.seed)
     history, seconds = train(
@@ -266,6 +270,7 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
             batch_size=recipe.evaluation.batch_size,
             seed=recipe.seed,
             device=project.fabric.device,
+            workers=recipe.hardware.workers,
         )
         robust = found.robust_accuracy if steps else found.benign_accuracy
         return {"validation_benign": found.benign_accuracy, "validation_robust": robust}

@@ -15,6 +15,8 @@ from hydraprune.errors import UserError
 from hydraprune.export import Architecture
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline.project import check_network
+from hydraprune.pipeline.results import stage_folders
+from hydraprune.pipeline.stages import read_outcome
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def open_target(
     weights: Path | None = None,
     data: str | None = None,
     root: Path | None = None,
+    size: int | None = None,
 ) -> Target:
     """Load what the user points at.
 
@@ -58,12 +61,13 @@ def open_target(
         weights: its state dict.
         data: a data set; by default the one the network was trained on.
         root: the folder of its files.
+        size: pixels along a side, for folders of image files; by default those that the network was trained on.
 
     Raises:
         UserError: nothing is there, it is ambiguous (the choices are listed), or its parts do not fit.
     """
     if path is None:
-        return _own(factory, weights, data, root)
+        return _own(factory, weights, data, root, size)
     if weights is not None:
         raise UserError("give either TARGET or --model with --weights, not both")
     if path.is_dir():
@@ -75,10 +79,10 @@ def open_target(
     return _artefact(path, factory, data, root)
 
 
-def _own(factory: str | None, weights: Path | None, data: str | None, root: Path | None) -> Target:
+def _own(factory: str | None, weights: Path | None, data: str | None, root: Path | None, size: int | None) -> Target:
     if factory is None or weights is None or data is None:
         raise UserError("without TARGET give all of --model package.module:factory, --weights FILE and --data NAME")
-    dataset = datasets.load(data, root)
+    dataset = datasets.load(data, root, size)
     architecture = Architecture(factory, dataset.num_classes, dataset.in_shape)
     model = _build(architecture, factory)
     assert model is not None
@@ -99,8 +103,8 @@ def _stage(paths: StagePaths, factory: str | None, data: str | None, root: Path 
     outcome = io.read_json(paths.outcome)
     if "network" not in outcome:
         raise UserError(f"stage '{paths.folder}' holds no network; give a pretrain, prune or finetune stage")
-    network = outcome["network"]
-    written = network["architecture"]
+    network = dict(outcome["network"])
+    written = network.pop("architecture")
     architecture = Architecture(written["name"], written["num_classes"], tuple(written["in_shape"]))
     model = _build(architecture, factory)
     if model is None:
@@ -123,9 +127,11 @@ def _described(
     root: Path | None,
 ) -> Target:
     chosen = data or description.get("data")
-    if not isinstance(chosen, str) or (data is None and chosen not in datasets.DATASETS):
+    known = chosen in datasets.DATASETS or chosen in datasets.IMAGE_FOLDERS
+    if not isinstance(chosen, str) or (data is None and not known):
         raise UserError(f"'{name}' was trained on data that hydraprune does not know ('{chosen}'); give --data NAME")
-    dataset = datasets.load(chosen, root)
+    size = architecture.in_shape[1] if chosen in datasets.IMAGE_FOLDERS else None
+    dataset = datasets.load(chosen, root, size)
     check_network(model, dataset)
     threat = description.get("threat", {})
     return Target(
@@ -152,10 +158,14 @@ def _build(architecture: Architecture, factory: str | None) -> nn.Module | None:
 
 def _only_artefact(folder: Path) -> Path:
     paths = RunPaths(folder)
-    if not paths.results.exists():
+    imported = [stage for stage in stage_folders(folder) if stage.folder.name.startswith("import-")]
+    outcomes = [read_outcome(stage) for stage in imported if stage.outcome.exists()]
+    if not paths.results.exists() and not outcomes:
         raise UserError(f"'{folder}' is not a run folder: it has no {paths.results.name}")
-    rows = [row for row in io.read_json(paths.results)["rows"] if row["criterion"] is not None]
-    if len(rows) == 1:
-        return folder / str(rows[0]["artefact"])
-    listed = ", ".join(str(folder / row["artefact"]) for row in rows) or "none"
-    raise UserError(f"'{folder}' has {len(rows)} compact networks; give one of them: {listed}")
+    rows = io.read_json(paths.results)["rows"] if paths.results.exists() else []
+    names = [row["artefact"] for row in rows if row["criterion"] is not None]
+    names += [outcome["artefact"] for outcome in outcomes]
+    if len(names) == 1:
+        return folder / str(names[0])
+    listed = ", ".join(str(folder / name) for name in names) or "none"
+    raise UserError(f"'{folder}' has {len(names)} compact networks; give one of them: {listed}")
