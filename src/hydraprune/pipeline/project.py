@@ -90,7 +90,9 @@ def open_project(
     del source["data"]["root"]
     own = dataset is not None
     if dataset is None:
-        dataset = _load_data(spec.name, spec.root, spec.size)
+        # A folder of files is looked at anew each time: it may have changed, and nothing of it is in memory.
+        load = datasets.load if spec.name in IMAGE_FOLDERS else _load_once
+        dataset = load(spec.name, spec.root, spec.size)
     if own or spec.name in IMAGE_FOLDERS:
         source["data"]["fingerprint"] = dataset.fingerprint()
     extra = None
@@ -124,7 +126,7 @@ def open_project(
 
 
 @lru_cache(maxsize=2)
-def _load_data(name: str, root: Path | None, size: int | None) -> Dataset:
+def _load_once(name: str, root: Path | None, size: int | None) -> Dataset:
     return datasets.load(name, root, size)
 
 
