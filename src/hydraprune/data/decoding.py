@@ -121,11 +121,13 @@ def decoded(jobs: Iterable[Job], size: int, workers: int = 0, pin: bool = False)
     try:
         for result in ahead:
             yield _sound(result)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    # The loader's watch raises RuntimeError; a worker that dies while it hands over a batch, what its socket says.
+    except (RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise HydrapruneError(
-            f"a process that decodes images died ({' '.join(str(error).split())}); if memory ran out, fewer workers, "
+            f"a process that decodes images died ({reason}); if memory ran out, fewer workers, "
             "a smaller batch or a larger /dev/shm help; 0 workers need none of it"
         ) from None
     finally:
