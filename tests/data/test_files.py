@@ -40,6 +40,8 @@ def ids(batches) -> list[int]:
 
 
 def no_workers_are_left() -> bool:
+    for worker in multiprocessing.active_children():
+        worker.join(60)  # one that was killed may not have been buried yet
     return multiprocessing.active_children() == []
 
 

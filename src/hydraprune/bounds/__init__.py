@@ -1,0 +1,1 @@
+"""Bounds on what a network can output: interval and linear relaxations."""
