@@ -140,8 +140,8 @@ def test_cnn_tiny_computes_what_its_layers_say():
     network = models.create("cnn_tiny", 2, (1, 5, 5)).eval()
     for parameter in network.parameters():
         nn.init.ones_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
-    # conv1: 3 × 3 pixels of 9. conv2: one pixel that sees them all in 16 channels. fc1: · 32. fc2: · 64.
-    expected = 9 * 9 * 16 * 32 * 64
+    # conv1: 3 × 3 pixels of 9. conv2: one pixel that sees them all in 16 channels. fc1: · 32. fc2: · 128.
+    expected = 9 * 9 * 16 * 32 * 128
     assert network(torch.ones(1, 1, 5, 5)).tolist() == [[expected, expected]]
 
 
