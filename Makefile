@@ -18,11 +18,14 @@ $(SETUP): pyproject.toml constraints.txt tools/setup.sh
 run: $(SETUP)
 	@$(BIN)/hydraprune compare recipes/digits.yaml --jobs auto --out $(OUT)
 
+# One process a core, each with one thread: most tests are too small for more. Every file stays in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+
 test: $(SETUP)
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 quick: $(SETUP)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 check: $(SETUP)
 	@$(BIN)/ruff check .
