@@ -1,0 +1,256 @@
+// The kernels, written once with the compiler's vector types; each instruction set compiles them with its own flags.
+// Before this file is included LANES, MOST_VECTORS, DENSE_VECTORS and KERNEL_SET are defined. It includes nothing of the
+// standard library that has code in headers: inline functions compiled for one machine must not serve another.
+#include "kernels.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace hydraprune {
+namespace {
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_u __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+inline vec splat(float value) { return value - vec{}; }
+inline vec load(const float* p) { return *reinterpret_cast<const vec_u*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<vec_u*>(p) = v; }
+inline vec larger(vec a, vec b) { return a > b ? a : b; }      // b where one is NaN
+inline vec rectified(vec x) { return larger(vec{}, x); }        // NaN stays NaN
+
+inline vec masked(vec x, uint32_t lanes) {
+#if LANES == 16 && defined(__AVX512F__)
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(lanes), x);
+#else
+    ivec bits;
+    for (int i = 0; i < LANES; ++i) bits[i] = 1 << i;
+    const ivec keep = ((static_cast<int32_t>(lanes) - ivec{}) & bits) != 0;
+    return reinterpret_cast<vec>(reinterpret_cast<ivec>(x) & keep);
+#endif
+}
+
+// Each tap: broadcast its weight, multiply-add it with one input vector per accumulator. Few vectors need several taps
+// in flight to hide the latency of the additions.
+template <int N>
+void sparse(const SparseArgs& a) {
+    constexpr int kFlight = N >= 6 ? 1 : N >= 3 ? 2 : N == 2 ? 4 : 8;
+    for (int c = 0; c < a.channels; ++c) {
+        vec sums[kFlight][N];
+#pragma GCC unroll 16
+        for (int u = 0; u < kFlight; ++u)
+#pragma GCC unroll 16
+            for (int j = 0; j < N; ++j) sums[u][j] = u ? vec{} : splat(a.bias[c]);
+        const Tap* tap = a.taps + a.begin[c];
+        const Tap* const end = a.taps + a.end[c];
+        const char* const base = reinterpret_cast<const char*>(a.base);
+        for (; end - tap >= kFlight; tap += kFlight)
+#pragma GCC unroll 16
+            for (int u = 0; u < kFlight; ++u) {
+                const vec* in = reinterpret_cast<const vec*>(base + tap[u].offset);
+                const vec weight = splat(tap[u].weight);
+#pragma GCC unroll 16
+                for (int j = 0; j < N; ++j) sums[u][j] += weight * in[j];
+            }
+        if (kFlight > 1)
+            for (; tap != end; ++tap) {
+                const vec* in = reinterpret_cast<const vec*>(base + tap->offset);
+                const vec weight = splat(tap->weight);
+#pragma GCC unroll 16
+                for (int j = 0; j < N; ++j) sums[0][j] += weight * in[j];
+            }
+        float* const out = a.out + c * a.out_stride;
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) {
+            vec sum = sums[0][j];
+#pragma GCC unroll 16
+            for (int u = 1; u < kFlight; ++u) sum += sums[u][j];
+            store(out + j * LANES, a.relu ? rectified(sum) : sum);
+        }
+    }
+}
+
+template <int C, int N>
+void dense_part(const DenseArgs& a, int first) {
+    vec sums[C][N];
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) sums[c][j] = splat(a.bias[first + c]);
+    const float* weight = a.weights + first;
+    for (size_t t = 0; t < a.taps; ++t, weight += kDenseBlock) {
+        const vec* in = reinterpret_cast<const vec*>(reinterpret_cast<const char*>(a.base) + a.offsets[t]);
+        vec x[N];
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) x[j] = in[j];
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) {
+            const vec w = splat(weight[c]);
+#pragma GCC unroll 16
+            for (int j = 0; j < N; ++j) sums[c][j] += w * x[j];
+        }
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) {
+        float* const out = a.out + (first + c) * a.out_stride;
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) store(out + j * LANES, a.relu ? rectified(sums[c][j]) : sums[c][j]);
+    }
+}
+
+// A block of channels shares every input load; fewer channels at a time where the accumulators run out.
+template <int N>
+void dense(const DenseArgs& a) {
+    constexpr int kSums = LANES == 16 ? 24 : 12;
+    constexpr int kChannels = 8 * N <= kSums ? 8 : 4 * N <= kSums ? 4 : 2;
+    int first = 0;
+    for (; first + kChannels <= a.channels; first += kChannels) dense_part<kChannels, N>(a, first);
+    for (; first < a.channels; ++first) dense_part<1, N>(a, first);
+}
+
+void sparse_dot(const SparseArgs& a) {
+    const char* const base = reinterpret_cast<const char*>(a.base);
+    for (int c = 0; c < a.channels; ++c) {
+        float sums[4] = {a.bias[c], 0, 0, 0};
+        const Tap* tap = a.taps + a.begin[c];
+        const Tap* const end = a.taps + a.end[c];
+        for (; end - tap >= 4; tap += 4)
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; ++u)
+                sums[u] += tap[u].weight * *reinterpret_cast<const float*>(base + tap[u].offset);
+        for (; tap != end; ++tap) sums[0] += tap->weight * *reinterpret_cast<const float*>(base + tap->offset);
+        const float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        a.out[c * a.out_stride] = a.relu && 0 > sum ? 0 : sum;
+    }
+}
+
+void dense_dot(const float* weights, const float* x, size_t taps, const float* bias, float* out, int channels) {
+    for (int c = 0; c < channels; ++c, weights += taps) {
+        vec sums[4] = {};
+        size_t t = 0;
+        for (; t + 4 * LANES <= taps; t += 4 * LANES)
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; ++u) sums[u] += load(weights + t + u * LANES) * load(x + t + u * LANES);
+        float sum = bias[c];
+        for (; t < taps; ++t) sum += weights[t] * x[t];
+        const vec all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        for (int i = 0; i < LANES; ++i) sum += all[i];
+        out[c] = sum;
+    }
+}
+
+void shift(const float* plane, size_t plane_stride, float* dst, size_t dst_stride, int channels, const Shift* copies,
+           int count) {
+    for (int c = 0; c < channels; ++c, plane += plane_stride, dst += dst_stride)
+        for (int k = 0; k < count; ++k) {
+            const Shift& copy = copies[k];
+            const float* from = plane + copy.shift;
+            float* to = dst + copy.dst;
+            for (int i = 0; i < copy.vectors; ++i) {
+                const uint32_t lanes = copy.masks[i];
+                // Vectors wholly in the padding are not read: they lie outside the plane.
+                store(to + i * LANES, lanes ? masked(load(from + i * LANES), lanes) : vec{});
+            }
+        }
+}
+
+void relu(float* x, const float* from, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) store(x + i, rectified(load(from + i)));
+}
+
+void affine(float* x, const float* from, size_t n, float scale, float offset) {
+    const vec s = splat(scale), o = splat(offset);
+    for (size_t i = 0; i < n; i += LANES) store(x + i, load(from + i) * s + o);
+}
+
+void add(float* x, const float* from, const float* other, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) store(x + i, load(from + i) + load(other + i));
+}
+
+void max_rows(float* out, const float* row, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) store(out + i, larger(load(out + i), load(row + i)));
+}
+
+void sum_rows(float* out, const float* row, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) store(out + i, load(out + i) + load(row + i));
+}
+
+// The greater of every two neighbours of left and right.
+inline vec halved(vec left, vec right) {
+#if defined(__clang__)
+    vec out;
+    for (int i = 0; i < LANES; ++i) {
+        const vec& half = i < LANES / 2 ? left : right;
+        const float a = half[2 * i % LANES], b = half[2 * i % LANES + 1];
+        out[i] = a > b ? a : b;
+    }
+    return out;
+#else
+    ivec even;
+    for (int i = 0; i < LANES; ++i) even[i] = 2 * i;
+    return larger(__builtin_shuffle(left, right, even), __builtin_shuffle(left, right, even + 1));
+#endif
+}
+
+void max_pool_rows(const float* plane, float* out, int rows, int width) {
+    if (width == LANES)  // two rows of the output make a vector
+        for (int y = 0; y < rows; y += 2, plane += 4 * width, out += LANES)
+            store(out, halved(larger(load(plane), load(plane + width)),
+                              larger(load(plane + 2 * width), load(plane + 3 * width))));
+    else
+        for (int y = 0; y < rows; ++y, plane += 2 * width)
+            for (int x = 0; x < width; x += 2 * LANES, out += LANES)
+                store(out, halved(larger(load(plane + x), load(plane + x + width)),
+                                  larger(load(plane + x + LANES), load(plane + x + LANES + width))));
+}
+
+void every(const float* from, float* to, int count, int step) {
+    if (step == 1)
+        for (int i = 0; i < count; ++i) to[i] = from[i];
+    else if (step == 2)
+        for (int i = 0; i < count; ++i) to[i] = from[2 * i];
+    else
+        for (int i = 0; i < count; ++i) to[i] = from[i * step];
+}
+
+#define TABLE_8(f) nullptr, f<1>, f<2>, f<3>, f<4>, f<5>, f<6>, f<7>, f<8>
+void (*const sparse_table[])(const SparseArgs&) = {
+    TABLE_8(sparse),
+#if MOST_VECTORS > 8
+    sparse<9>,  sparse<10>, sparse<11>, sparse<12>,
+#endif
+#if MOST_VECTORS > 12
+    sparse<13>, sparse<14>, sparse<15>, sparse<16>,
+#endif
+};
+void (*const dense_table[])(const DenseArgs&) = {
+    nullptr, dense<1>, dense<2>, dense<3>,
+#if DENSE_VECTORS > 3
+    dense<4>, dense<5>, dense<6>,
+#endif
+};
+
+}  // namespace
+
+#define QUOTED(x) #x
+#define NAME(x) QUOTED(x)
+#define JOINED_(a, b) a##b
+#define JOINED(a, b) JOINED_(a, b)
+const Kernels* JOINED(KERNEL_SET, _kernels)() {
+#if defined(__x86_64__) && LANES > 4
+    __builtin_cpu_init();
+#if LANES == 16
+    if (!__builtin_cpu_supports("avx512f")) return nullptr;
+#else
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return nullptr;
+#endif
+#endif
+    static const Kernels table = {
+        NAME(KERNEL_SET), LANES, MOST_VECTORS, DENSE_VECTORS, sparse_table, dense_table, sparse_dot, dense_dot, shift,
+        relu, affine, add, max_pool_rows, every, max_rows, sum_rows,
+    };
+    return &table;
+}
+
+}  // namespace hydraprune

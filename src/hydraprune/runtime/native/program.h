@@ -1,0 +1,163 @@
+// Nodes [first, last) of a network, planned for one set of kernels and one number of images side by side.
+//
+// Lanes. With lanes = 1 a plane is the map of one channel of one image, and vectors run along its pixels. With more,
+// every pixel holds that many images and vectors run along the images.
+//
+// Pipelines. Whatever follows a convolution or linear layer and works on each channel for itself (affine, ReLU, sum,
+// pooling) runs on a block of channels while these are in the first cache, and is then written down in the form in
+// which its readers want it: plain, for sums and linear layers, or as copies, for convolutions.
+//
+// Copies. A convolution reads its input as one run of aligned vectors for each kept weight. So its input is written
+// once for each column of its kernel, shifted, with its padding, and once for each phase of its strides.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+#include "network.h"
+#include "team.h"
+
+namespace hydraprune {
+
+// How the planes of a node lie in memory, in floats.
+struct Plane {
+    int h, w, pitch, lanes;
+    size_t stride;  // from one channel to the next
+};
+
+Plane plane_of(const Shape& shape, int vector, int lanes);
+
+enum class Method { sparse, dense, sparse_each, dense_each };
+
+// The quicker way to compute a convolution or linear layer and what it costs, in multiply-adds of one vector.
+struct Choice {
+    Method method;
+    double cost;
+};
+Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kernels);
+
+// The input of a convolution as it wants to read it.
+struct Layout {
+    struct Copy {
+        int phase_y, column;     // the first pixel it takes is (phase_y - ph, column - pw)
+        int first_row;           // of the rows that taps refer to
+        int rows;                // lanes > 1
+        std::vector<int> shifts;  // the rows (ky · dh / sh) that taps start at
+        size_t dst;
+        int length;              // floats
+        bool shifted;            // plane[i + shift] under a mask; else row by row
+        ptrdiff_t shift;
+        std::vector<uint32_t> masks;
+    };
+    Window window;
+    int out_h, out_w;
+    int pitch;      // lanes = 1: pixels of an output row; else pixels of a row of a copy
+    size_t stride;  // floats of all copies of one channel
+    std::vector<Copy> copies;
+    std::vector<Shift> moves;  // the shifted ones
+    std::vector<int> tap_copy;    // [ky * kw + kx]
+    std::vector<size_t> tap_offset;  // floats, from the start of the channel
+};
+
+class Program {
+  public:
+    // `plain_input` are nodes before `first` that the range reads; they are given to `run` as planes of lanes 1.
+    Program(const Network& network, int first, int last, int lanes, const Kernels& kernels, int threads);
+
+    struct Input {
+        const float* data;    // image, or planes of the first of `lanes` images
+        size_t image_stride;  // floats from one image to the next
+        int images;           // that are really there
+    };
+
+    size_t arena_floats() const { return arena_floats_; }
+    size_t scratch_floats() const { return scratch_floats_; }
+    size_t weight_bytes() const;
+    const std::vector<int>& imports() const { return imports_; }
+    int first() const { return first_; }
+    int last() const { return last_; }
+    const char* method(int node) const;
+
+    // `arena` and one `scratch` for each thread are aligned; inputs by node, in the order of `imports()`.
+    void run(const std::vector<Input>& inputs, float* arena, float* const* scratch, Team& team) const;
+    // Plain planes of a node that is read behind the range; valid until the next run.
+    const float* plain(int node, const float* arena) const;
+
+  private:
+    struct Op {
+        enum Type { relu, affine, add, pool, plain, copies } type;
+        int node;
+        int from, to;          // slots
+        int other = -1;        // add: slot, or
+        int other_buffer = -1;  // buffer of the other summand
+        int buffer = -1;
+        int layout = -1;
+    };
+    struct Conv {  // how a convolution or linear layer is computed
+        Method method = Method::sparse;
+        int layout = -1;  // or plain where < 0
+        int buffer = -1;
+        int vectors = 0;  // of a run: whole plane, or row of the output
+        int tile = 0;
+        int pixels = 1;  // *_each: outputs of a channel
+        bool relu = false;
+        std::vector<Tap> taps;
+        std::vector<uint32_t> begin, end;  // [row class][channel]
+        std::vector<int> row_class;        // [row of the output]
+        std::vector<float> bias;
+        std::vector<float> weights;       // dense
+        std::vector<uint32_t> offsets;    // dense
+        std::vector<size_t> row_taps[2];  // dense: first tap and one behind the last of each row class
+    };
+    struct Pipeline {
+        int root = 0;
+        int import = -1;
+        int channels = 0, block = 1;
+        size_t channel_floats = 0;  // of the root's plane
+        Conv conv;
+        std::vector<Op> ops;
+        std::vector<size_t> slot;  // floats from the start of the scratch
+        size_t slot_end = 0;
+        int root_slot = 0;
+    };
+    struct Buffer {
+        size_t floats;
+        int born, dies;
+        size_t at = 0;
+    };
+
+    void plan_pipelines();
+    void plan_copies(Layout& layout, const Shape& in) const;
+    int layout_for(int node, const Node& conv);
+    void plan_conv(Pipeline& pipeline);
+    void pack_each(const Node& node, Conv& conv, bool dense) const;
+    void pack_sparse(const Node& node, Conv& conv) const;
+    void pack_dense(const Node& node, Conv& conv) const;
+    void plan_slots(Pipeline& pipeline);
+    void plan_arena();
+    int plain_buffer(int node);
+    Plane plane(int node) const { return plane_of(network_[node].shape, kernels_.lanes, lanes_); }
+
+    void run_block(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, float* arena,
+                   float* scratch) const;
+    void run_root(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, const float* arena,
+                  float* out) const;
+    void run_conv(const Pipeline& p, int c0, int count, const float* arena, float* out) const;
+    void run_pool(const Op& op, const Plane& from, const Plane& to, const float* in, float* out, int count) const;
+    void write_copies(const Layout& layout, const Plane& from, const float* in, float* out, int count) const;
+
+    const Network& network_;
+    const int first_, last_, lanes_, threads_;
+    const Kernels& kernels_;
+    std::vector<Pipeline> pipelines_;
+    std::vector<int> pipeline_of_;      // [node]
+    std::vector<int> plain_buffer_;     // [node], -1: not needed
+    std::vector<std::vector<int>> layouts_of_;  // [node] indices into layouts_
+    std::vector<std::unique_ptr<Layout>> layouts_;
+    std::vector<int> layout_buffer_;
+    std::vector<Buffer> buffers_;
+    std::vector<int> imports_;
+    size_t arena_floats_ = 0, scratch_floats_ = 0;
+};
+
+}  // namespace hydraprune

@@ -1,0 +1,227 @@
+// Running a planned program: block of channels by block of channels through each pipeline.
+#include <algorithm>
+#include <cstring>
+
+#include "program.h"
+
+namespace hydraprune {
+namespace {
+
+int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+void Program::run(const std::vector<Input>& inputs, float* arena, float* const* scratch, Team& team) const {
+    for (const auto& p : pipelines_)
+        team.run(divide_up(p.channels, p.block), [&](int piece, int thread) {
+            const int c0 = piece * p.block;
+            run_block(p, c0, std::min(p.block, p.channels - c0), inputs, arena, scratch[thread]);
+        });
+}
+
+void Program::run_block(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, float* arena,
+                        float* scratch) const {
+    run_root(p, c0, count, inputs, arena, scratch + p.slot[p.root_slot]);
+    for (const Op& op : p.ops) {
+        const Node& node = network_[op.node];
+        const Plane to = plane(op.node);
+        const size_t floats = count * to.stride;
+        float* const from = scratch + p.slot[op.from];
+        float* const out = op.to < 0 ? nullptr : scratch + p.slot[op.to];
+        switch (op.type) {
+            case Op::relu:
+                kernels_.relu(out, from, floats);
+                break;
+            case Op::affine:
+                if (to.stride == 1)
+                    for (int c = 0; c < count; ++c) out[c] = from[c] * node.scale[c0 + c] + node.offset[c0 + c];
+                else
+                    for (int c = 0; c < count; ++c)
+                        kernels_.affine(out + c * to.stride, from + c * to.stride, to.stride, node.scale[c0 + c],
+                                        node.offset[c0 + c]);
+                break;
+            case Op::add:
+                kernels_.add(out, from,
+                             op.other >= 0 ? scratch + p.slot[op.other]
+                                           : arena + buffers_[op.other_buffer].at + c0 * to.stride,
+                             floats);
+                break;
+            case Op::pool:
+                run_pool(op, plane(node.in[0]), to, from, out, count);
+                break;
+            case Op::plain:
+                std::memcpy(arena + buffers_[op.buffer].at + c0 * to.stride, from, floats * sizeof(float));
+                break;
+            case Op::copies: {
+                const Layout& layout = *layouts_[op.layout];
+                write_copies(layout, to, from, arena + buffers_[op.buffer].at + c0 * layout.stride, count);
+                break;
+            }
+        }
+    }
+}
+
+void Program::run_root(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, const float* arena,
+                       float* out) const {
+    if (p.import < 0) return run_conv(p, c0, count, arena, out);
+    const Shape& shape = network_[p.root].shape;
+    const Plane to = plane(p.root);
+    Plane from = plane_of(shape, kernels_.lanes, 1);
+    if (network_[p.root].kind == Kind::input)
+        from = {shape.h, shape.w, shape.w, 1, static_cast<size_t>(shape.h) * shape.w};
+    const Input& input = inputs[p.import];
+    for (int c = 0; c < count; ++c)
+        for (int y = 0; y < to.h; ++y) {
+            const float* row = input.data + (c0 + c) * from.stride + static_cast<size_t>(y) * from.pitch;
+            float* pixels = out + c * to.stride + static_cast<size_t>(y) * to.pitch * lanes_;
+            if (lanes_ == 1) {
+                std::memcpy(pixels, row, to.w * sizeof(float));
+                const size_t end = y + 1 < to.h ? to.pitch : to.stride - static_cast<size_t>(y) * to.pitch;
+                std::fill(pixels + to.w, pixels + end, 0.f);
+                continue;
+            }
+            for (int x = 0; x < to.w; ++x, pixels += lanes_) {
+                for (int i = 0; i < input.images; ++i) pixels[i] = row[i * input.image_stride + x];
+                for (int i = input.images; i < lanes_; ++i) pixels[i] = 0;
+            }
+        }
+}
+
+void Program::run_conv(const Pipeline& p, int c0, int count, const float* arena, float* out) const {
+    const Conv& conv = p.conv;
+    const Plane to = plane(p.root);
+    const float* const in = arena + buffers_[conv.buffer].at;
+    if (conv.method == Method::sparse_each) {
+        const int first = c0 * conv.pixels, number = count * conv.pixels;
+        const SparseArgs args{conv.taps.data(), conv.begin.data() + first, conv.end.data() + first,
+                              conv.bias.data() + first, in, out, static_cast<size_t>(lanes_), number, conv.relu};
+        if (lanes_ == 1) kernels_.sparse_dot(args);
+        else kernels_.sparse[conv.vectors](args);
+        return;
+    }
+    if (conv.method == Method::dense_each && lanes_ == 1) {
+        const size_t whole = network_[network_[p.root].in[0]].shape.c * plane(network_[p.root].in[0]).stride;
+        kernels_.dense_dot(conv.weights.data() + c0 * whole, in, whole, conv.bias.data() + c0, out, count);
+        if (conv.relu) kernels_.relu(out, out, count);
+        return;
+    }
+    const bool dense = conv.method != Method::sparse;
+    const size_t channels = network_[p.root].shape.c;
+    const int rows = conv.method == Method::dense_each ? 1 : static_cast<int>(conv.row_class.size());
+    const int tile = conv.method == Method::dense_each ? conv.vectors : conv.tile;
+    const Layout* layout = conv.layout < 0 ? nullptr : layouts_[conv.layout].get();
+    for (int y = 0; y < rows; ++y) {
+        const float* row = in;
+        if (lanes_ > 1 && y) row += static_cast<size_t>(y) * (layout ? layout->pitch : to.w) * lanes_;
+        float* const to_row = out + static_cast<size_t>(y) * to.w * lanes_;
+        const int kind = conv.row_class[y];
+        for (int v = 0; v < conv.vectors; v += tile) {
+            const int vectors = std::min(tile, conv.vectors - v);
+            const size_t at = static_cast<size_t>(v) * kernels_.lanes;
+            if (!dense) {
+                const size_t first = kind * channels + c0;
+                kernels_.sparse[vectors]({conv.taps.data(), conv.begin.data() + first, conv.end.data() + first,
+                                          conv.bias.data() + c0, row + at, to_row + at, to.stride, count, conv.relu});
+                continue;
+            }
+            const size_t begin = conv.row_taps[0][kind], taps = conv.row_taps[1][kind] - begin;
+            for (int c = 0; c < count; c += kDenseBlock)
+                kernels_.dense[vectors](
+                    {conv.weights.data() + (static_cast<size_t>(c0 + c) / kDenseBlock * conv.offsets.size() + begin) * kDenseBlock,
+                     conv.offsets.data() + begin, taps, conv.bias.data() + c0 + c, row + at,
+                     to_row + at + c * to.stride, to.stride, std::min(kDenseBlock, count - c), conv.relu});
+        }
+    }
+}
+
+void Program::run_pool(const Op& op, const Plane& from, const Plane& to, const float* in, float* out,
+                       int count) const {
+    const Node& node = network_[op.node];
+    const int vector = kernels_.lanes;
+    const auto halves = [](const std::vector<Span>& spans) {
+        for (size_t i = 0; i < spans.size(); ++i)
+            if (spans[i].begin != static_cast<int>(2 * i) || spans[i].end != static_cast<int>(2 * i + 2)) return false;
+        return true;
+    };
+    const bool fast = node.maximum && lanes_ == 1 && from.pitch == from.w && to.pitch == to.w && from.w == 2 * to.w &&
+                      from.h == 2 * to.h && (from.w % (2 * vector) == 0 || (from.w == vector && to.h % 2 == 0)) &&
+                      halves(node.rows) && halves(node.columns);
+    for (int c = 0; c < count; ++c, in += from.stride, out += to.stride) {
+        if (fast) {
+            kernels_.max_pool_rows(in, out, to.h, from.w);
+            continue;
+        }
+        for (int y = 0; y < to.h; ++y) {
+            const Span& rows = node.rows[y];
+            float* pixel = out + static_cast<size_t>(y) * to.pitch * lanes_;
+            for (int x = 0; x < to.w; ++x, pixel += lanes_) {
+                const Span& columns = node.columns[x];
+                const float factor = rows.factor * columns.factor;
+                if (lanes_ > 1) {
+                    bool first = true;
+                    for (int iy = rows.begin; iy < rows.end; ++iy)
+                        for (int ix = columns.begin; ix < columns.end; ++ix, first = false) {
+                            const float* at = in + (static_cast<size_t>(iy) * from.pitch + ix) * lanes_;
+                            if (first) std::memcpy(pixel, at, lanes_ * sizeof(float));
+                            else (node.maximum ? kernels_.max_rows : kernels_.sum_rows)(pixel, at, lanes_);
+                        }
+                    if (!node.maximum) kernels_.affine(pixel, pixel, lanes_, factor, 0);
+                    continue;
+                }
+                const float* corner = in + static_cast<size_t>(rows.begin) * from.pitch;
+                float value = node.maximum ? corner[columns.begin] : 0;
+                for (int iy = rows.begin; iy < rows.end; ++iy, corner += from.pitch)
+                    for (int ix = columns.begin; ix < columns.end; ++ix) {
+                        const float here = corner[ix];
+                        if (node.maximum) value = value > here ? value : here;
+                        else value += here;
+                    }
+                *pixel = node.maximum ? value : value * factor;
+            }
+            if (lanes_ == 1 && to.stride > 1) {
+                const size_t end = y + 1 < to.h ? to.pitch : to.stride - static_cast<size_t>(y) * to.pitch;
+                std::fill(pixel, out + static_cast<size_t>(y) * to.pitch + end, 0.f);
+            }
+        }
+    }
+}
+
+void Program::write_copies(const Layout& layout, const Plane& from, const float* in, float* out, int count) const {
+    if (!layout.moves.empty()) {
+        kernels_.shift(in, from.stride, out, layout.stride, count, layout.moves.data(),
+                       static_cast<int>(layout.moves.size()));
+        return;
+    }
+    const Window& k = layout.window;
+    for (int c = 0; c < count; ++c, in += from.stride, out += layout.stride)
+        for (const auto& copy : layout.copies) {
+            float* to = out + copy.dst;
+            float* const end = to + copy.length;
+            // Columns [left, right) of the copy lie inside the map.
+            const int columns = lanes_ > 1 ? layout.pitch : layout.out_w, start = copy.column - k.pw;
+            const int left = std::min(columns, start < 0 ? divide_up(-start, k.sw) : 0);
+            const int right = from.w > start ? std::clamp(divide_up(from.w - start, k.sw), left, columns) : left;
+            const size_t width = static_cast<size_t>(layout.pitch) * lanes_;
+            for (int row = copy.first_row; to < end; ++row, to += width) {
+                const int y = row * k.sh + copy.phase_y - k.ph;
+                const size_t floats = std::min<size_t>(width, end - to);
+                if (y < 0 || y >= from.h || left == right) {
+                    std::fill(to, to + floats, 0.f);
+                    continue;
+                }
+                const size_t first = static_cast<size_t>(left) * lanes_, last = static_cast<size_t>(right) * lanes_;
+                std::fill(to, to + std::min(first, floats), 0.f);
+                const float* source = in + (static_cast<size_t>(y) * from.pitch + left * k.sw + start) * lanes_;
+                if (lanes_ == 1)
+                    kernels_.every(source, to + left, static_cast<int>(std::min(last, floats) - std::min(first, floats)), k.sw);
+                else if (k.sw == 1)
+                    std::memcpy(to + first, source, (last - first) * sizeof(float));
+                else
+                    for (int x = left; x < right; ++x, source += static_cast<size_t>(k.sw) * lanes_)
+                        std::memcpy(to + static_cast<size_t>(x) * lanes_, source, lanes_ * sizeof(float));
+                if (last < floats) std::fill(to + last, to + floats, 0.f);
+            }
+        }
+}
+
+}  // namespace hydraprune

@@ -1,0 +1,186 @@
+#include "session.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace hydraprune {
+
+Aligned::Aligned(size_t n) : floats(n) {
+    const size_t bytes = (n * sizeof(float) + 63) / 64 * 64;
+    data = static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+    if (!data) throw std::bad_alloc();
+    std::memset(data, 0, std::max<size_t>(bytes, 64));
+}
+
+Aligned::~Aligned() { std::free(data); }
+
+void Session::finish() {
+    single_ = std::make_unique<Program>(network_, 0, static_cast<int>(network_.size()), 1, kernels_, threads_);
+}
+
+// The layer from which on it pays to hold images side by side: where maps are small, vectors of pixels are half empty.
+std::unique_ptr<Session::Group> Session::plan_group(int lanes) const {
+    const int size = static_cast<int>(network_.size());
+    std::vector<double> behind(size + 1, 0), before(size + 1, 0);
+    auto cost = [&](int n, int side) {
+        const Node& node = network_[n];
+        return node.weighted() ? choose(node, network_[node.in[0]].shape, side, kernels_).cost / side : 0.;
+    };
+    for (int n = 0; n < size; ++n) before[n + 1] = before[n] + cost(n, 1);
+    for (int n = size; n-- > 0;) behind[n] = behind[n + 1] + cost(n, lanes);
+    int split = size;
+    double least = before[size];
+    for (int n = 0; n < size; ++n)
+        if (network_[n].root() && before[n] + behind[n] < least) least = before[n] + behind[n], split = n;
+    if (split == size || least > .9 * before[size]) return nullptr;
+    auto group = std::make_unique<Group>();
+    group->lanes = lanes;
+    group->behind = std::make_unique<Program>(network_, split, size, lanes, kernels_, threads_);
+    if (split == 0) return group;
+    group->before = std::make_unique<Program>(network_, 0, split, 1, kernels_, 1);
+    for (int n : group->behind->imports()) {
+        group->cross.push_back(group->cross_stride);
+        group->cross_stride += network_[n].shape.c * plane_of(network_[n].shape, kernels_.lanes, 1).stride;
+    }
+    // An odd number of cache lines, so that the images of a group do not fall into the same sets of the cache.
+    group->cross_stride = (group->cross_stride + 31) / 32 * 32 + 16;
+    return group;
+}
+
+Session::Group* Session::group_for(int images) {
+    for (int lanes : {4 * kernels_.lanes, kernels_.lanes}) {
+        if (images < lanes * 3 / 4) continue;
+        const auto found = groups_.find(lanes);
+        Group* group = found != groups_.end() ? found->second.get()
+                                              : (groups_[lanes] = plan_group(lanes)).get();
+        if (group) return group;
+    }
+    return nullptr;
+}
+
+size_t Session::Context::floats() const {
+    size_t sum = 0;
+    for (const auto* part : {&arenas, &scratches, &crossings})
+        for (const auto& memory : *part) sum += memory.floats;
+    return sum;
+}
+
+namespace {
+
+void at_least(std::vector<Aligned>& memory, size_t count, size_t floats) {
+    if (memory.size() == count && memory.front().floats >= floats) return;
+    const size_t larger = memory.empty() ? floats : std::max(floats, memory.front().floats);
+    memory.clear();
+    memory.reserve(count);
+    for (size_t i = 0; i < count; ++i) memory.emplace_back(larger);
+}
+
+}  // namespace
+
+void Session::grow(Context& context, const Group* group) const {
+    size_t arena = single_->arena_floats(), scratch = single_->scratch_floats();
+    if (group) {
+        scratch = std::max(scratch, group->behind->scratch_floats());
+        if (group->before) {
+            arena = std::max(arena, group->before->arena_floats());
+            scratch = std::max(scratch, group->before->scratch_floats());
+            at_least(context.crossings, 1, group->cross_stride * group->lanes);
+        }
+        // One arena for each thread serves images one by one; the first is also that of the group.
+        arena = std::max(arena, group->behind->arena_floats());
+    }
+    at_least(context.arenas, group && group->before ? threads_ : std::max<size_t>(context.arenas.size(), 1), arena);
+    at_least(context.scratches, threads_, scratch);
+}
+
+void Session::write_logits(const Program& program, const float* arena, int lanes, int count, float* logits) const {
+    const int last = static_cast<int>(network_.size()) - 1;
+    const Shape& shape = network_[last].shape;
+    const Plane plane = plane_of(shape, kernels_.lanes, lanes);
+    const float* from = program.plain(last, arena);
+    for (int i = 0; i < count; ++i)
+        for (int c = 0; c < shape.c; ++c)
+            for (int y = 0; y < shape.h; ++y)
+                for (int x = 0; x < shape.w; ++x)
+                    *logits++ = from[c * plane.stride + (static_cast<size_t>(y) * plane.pitch + x) * lanes + i];
+}
+
+void Session::run_single(Context& context, const float* image, float* logits) const {
+    std::vector<float*> scratch;
+    for (auto& memory : context.scratches) scratch.push_back(memory.data);
+    single_->run({{image, 0, 1}}, context.arenas[0].data, scratch.data(), context.team);
+    write_logits(*single_, context.arenas[0].data, 1, 1, logits);
+}
+
+void Session::run_group(Context& context, const Group& group, const float* images, int count, float* logits) const {
+    const size_t image = network_[0].shape.size();
+    std::vector<float*> scratch;
+    for (auto& memory : context.scratches) scratch.push_back(memory.data);
+    std::vector<Program::Input> inputs;
+    if (group.before) {
+        float* const cross = context.crossings[0].data;
+        context.team.run(count, [&](int i, int thread) {
+            float* const arena = context.arenas[thread].data;
+            Team alone(1);
+            group.before->run({{images + i * image, 0, 1}}, arena, &scratch[thread], alone);
+            for (size_t k = 0; k < group.cross.size(); ++k) {
+                const int node = group.behind->imports()[k];
+                const Shape& shape = network_[node].shape;
+                const size_t floats = shape.c * plane_of(shape, kernels_.lanes, 1).stride;
+                std::memcpy(cross + i * group.cross_stride + group.cross[k], group.before->plain(node, arena),
+                            floats * sizeof(float));
+            }
+        });
+        for (size_t at : group.cross) inputs.push_back({cross + at, group.cross_stride, count});
+    } else {
+        inputs.push_back({images, image, count});
+    }
+    group.behind->run(inputs, context.arenas[0].data, scratch.data(), context.team);
+    write_logits(*group.behind, context.arenas[0].data, group.lanes, count, logits);
+}
+
+void Session::run(const float* images, int batch, float* logits) {
+    const size_t image = network_[0].shape.size(), classes = network_.back().shape.size();
+    std::unique_ptr<Context> context;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!idle_.empty()) {
+            context = std::move(idle_.back());
+            idle_.pop_back();
+        }
+    }
+    if (!context) context = std::make_unique<Context>(threads_);
+    for (int done = 0; done < batch;) {
+        Group* group;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            group = group_for(batch - done);
+        }
+        grow(*context, group);
+        const int count = group ? std::min(group->lanes, batch - done) : 1;
+        if (group) run_group(*context, *group, images + done * image, count, logits + done * classes);
+        else run_single(*context, images + done * image, logits + done * classes);
+        done += count;
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    most_floats_ = std::max(most_floats_, context->floats());
+    idle_.push_back(std::move(context));
+}
+
+Session::Memory Session::memory() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Memory memory{single_->weight_bytes(), 0};
+    for (const auto& node : network_)
+        memory.weights += 4 * (node.weight.size() + node.position.size() + node.row.size() + node.bias.size());
+    for (const auto& entry : groups_)
+        if (entry.second) {
+            memory.weights += entry.second->behind->weight_bytes();
+            if (entry.second->before) memory.weights += entry.second->before->weight_bytes();
+        }
+    memory.activations = std::max(most_floats_, single_->arena_floats() + threads_ * single_->scratch_floats()) * 4;
+    return memory;
+}
+
+}  // namespace hydraprune

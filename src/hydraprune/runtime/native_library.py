@@ -1,0 +1,157 @@
+"""The compiled kernels behind their C interface."""
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydraprune.errors import HydrapruneError
+from hydraprune.runtime.lower import Add, Affine, Input, Pool, Relu, Step, Weighted
+
+KERNELS = ("avx512", "avx2", "portable")
+_INT, _POINTER = ctypes.c_int, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "hp_kernels": (ctypes.c_char_p, [ctypes.c_char_p]),
+    "hp_new": (_POINTER, [ctypes.c_char_p, _INT]),
+    "hp_free": (None, [_POINTER]),
+    "hp_input": (_INT, [_POINTER, _INT, _INT, _INT]),
+    "hp_weighted": (
+        _INT,
+        [_POINTER, _INT, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER],
+    ),
+    "hp_affine": (_INT, [_POINTER, _INT, _POINTER, _POINTER]),
+    "hp_relu": (_INT, [_POINTER, _INT]),
+    "hp_add": (_INT, [_POINTER, _INT, _INT]),
+    "hp_pool": (_INT, [_POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER]),
+    "hp_finish": (_INT, [_POINTER]),
+    "hp_run": (_INT, [_POINTER, _POINTER, _INT, _POINTER]),
+    "hp_memory": (None, [_POINTER, _POINTER]),
+    "hp_method": (ctypes.c_char_p, [_POINTER, _INT]),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None where the package was installed without a compiler."""
+    folder = Path(__file__).parent
+    override = os.environ.get("HYDRAPRUNE_NATIVE")  # a build with sanitizers, for tests
+    found = [Path(override)] if override else [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
+    for path in found:
+        if path.exists():
+            try:
+                loaded = ctypes.CDLL(str(path))
+            except OSError:
+                continue
+            for name, (result, arguments) in _SIGNATURES.items():
+                function = getattr(loaded, name)
+                function.restype, function.argtypes = result, arguments
+            return loaded
+    return None
+
+
+def available_kernels() -> tuple[str, ...]:
+    """Return the names of the compiled kernels that this machine can run, the fastest first."""
+    loaded = library()
+    return () if loaded is None else tuple(name for name in KERNELS if loaded.hp_kernels(name.encode()))
+
+
+class NativeEngine:
+    """A planned network. `run` may be called from several threads at once."""
+
+    def __init__(self, steps: Sequence[Step], kernels: str, threads: int) -> None:
+        self.kernels = kernels
+        self._library = library()
+        assert self._library is not None
+        self._session = self._library.hp_new(kernels.encode(), threads)
+        if not self._session:
+            raise HydrapruneError(f"no memory for a session with the kernels '{kernels}'")
+        self._classes = steps[-1].shape[0]
+        for step in steps:
+            self._check(self._append(step))
+        self._check(self._library.hp_finish(self._session))
+        self.methods = tuple(
+            self._library.hp_method(self._session, number).decode()
+            for number, step in enumerate(steps)
+            if isinstance(step, Weighted)
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None):
+            assert self._library is not None
+            self._library.hp_free(self._session)
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map contiguous images (batch, channels, height, width) to logits (batch, classes)."""
+        assert self._library is not None
+        logits = np.empty((len(images), self._classes), np.float32)
+        if len(images):
+            self._check(self._library.hp_run(self._session, images.ctypes.data, len(images), logits.ctypes.data))
+        return logits
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return the bytes of weights and of activations that calls so far have needed."""
+        assert self._library is not None
+        sizes = np.zeros(2, np.uint64)
+        self._library.hp_memory(self._session, sizes.ctypes.data)
+        return int(sizes[0]), int(sizes[1])
+
+    def _append(self, step: Step) -> int:
+        library = self._library
+        assert library is not None
+        held: list[NDArray[Any]] = []  # alive until the call is over
+
+        def pointer(array: NDArray[Any] | None, dtype: type) -> int | None:
+            if array is None:
+                return None
+            held.append(np.ascontiguousarray(array, dtype))
+            return int(held[-1].ctypes.data)
+
+        code: int
+        match step:
+            case Input(shape):
+                code = library.hp_input(self._session, *shape)
+            case Weighted(source, shape, weight, bias, window, groups):
+                sizes = None if window is None else np.array(window)
+                code = library.hp_weighted(
+                    self._session,
+                    source,
+                    *shape,
+                    pointer(sizes, np.int32),
+                    groups,
+                    pointer(weight.rows(), np.uint32),
+                    pointer(weight.columns(), np.uint32),
+                    pointer(weight.values, np.float32),
+                    pointer(bias, np.float32),
+                )
+            case Affine(source, _, scale, offset):
+                code = library.hp_affine(
+                    self._session, source, pointer(scale, np.float32), pointer(offset, np.float32)
+                )
+            case Relu(source):
+                code = library.hp_relu(self._session, source)
+            case Add(source, other):
+                code = library.hp_add(self._session, source, other)
+            case Pool(source, (_, high, wide), maximum, rows, row_factors, columns, column_factors):
+                code = library.hp_pool(
+                    self._session,
+                    source,
+                    maximum,
+                    high,
+                    wide,
+                    pointer(rows, np.int32),
+                    pointer(row_factors, np.float32),
+                    pointer(columns, np.int32),
+                    pointer(column_factors, np.float32),
+                )
+        return code
+
+    def _check(self, code: int) -> None:
+        if code < 0:
+            reason = "there is not enough memory" if code == -1 else "the network is too large"
+            raise HydrapruneError(f"the sparse runtime cannot run this network: {reason}")
