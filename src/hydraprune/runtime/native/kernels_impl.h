@@ -31,42 +31,58 @@ inline vec masked(vec x, uint32_t lanes) {
 #endif
 }
 
+inline void store_part(float* p, vec x, int count) {
+#if LANES == 16 && defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), x);
+#else
+    for (int i = 0; i < count; ++i) p[i] = x[i];
+#endif
+}
+
 // Each tap: broadcast its weight, multiply-add it with one input vector per accumulator. Few vectors need several taps
-// in flight to hide the latency of the additions.
-template <int N>
+// in flight to hide the latency of the additions; then the weights, not the inputs, are most of what is read.
+template <class Offset, int N>
 void sparse(const SparseArgs& a) {
     constexpr int kFlight = N >= 6 ? 1 : N >= 3 ? 2 : N == 2 ? 4 : 8;
+    const Offset* const offsets = static_cast<const Offset*>(a.offsets);
+    const float* const weights = a.weights;
+    const float* const base = a.base;
     for (int c = 0; c < a.channels; ++c) {
+        float* const out = a.out + c * a.out_stride;
         vec sums[kFlight][N];
 #pragma GCC unroll 16
         for (int u = 0; u < kFlight; ++u)
 #pragma GCC unroll 16
-            for (int j = 0; j < N; ++j) sums[u][j] = u ? vec{} : splat(a.bias[c]);
-        const Tap* tap = a.taps + a.begin[c];
-        const Tap* const end = a.taps + a.end[c];
-        const char* const base = reinterpret_cast<const char*>(a.base);
-        for (; end - tap >= kFlight; tap += kFlight)
+            for (int j = 0; j < N; ++j) sums[u][j] = u ? vec{} : a.add ? load(out + j * LANES) : splat(a.bias[c]);
+        size_t tap = a.begin[c];
+        const size_t end = a.end[c];
+        for (; tap + kFlight <= end; tap += kFlight) {
+            if (kFlight >= 4) {
+                __builtin_prefetch(weights + tap + 256);
+                __builtin_prefetch(offsets + tap + 256);
+            }
 #pragma GCC unroll 16
             for (int u = 0; u < kFlight; ++u) {
-                const vec* in = reinterpret_cast<const vec*>(base + tap[u].offset);
-                const vec weight = splat(tap[u].weight);
+                const float* const in = base + offsets[tap + u];
+                const vec weight = splat(weights[tap + u]);
 #pragma GCC unroll 16
-                for (int j = 0; j < N; ++j) sums[u][j] += weight * in[j];
+                for (int j = 0; j < N; ++j) sums[u][j] += weight * load(in + j * LANES);
             }
+        }
         if (kFlight > 1)
-            for (; tap != end; ++tap) {
-                const vec* in = reinterpret_cast<const vec*>(base + tap->offset);
-                const vec weight = splat(tap->weight);
+            for (; tap < end; ++tap) {
+                const float* const in = base + offsets[tap];
+                const vec weight = splat(weights[tap]);
 #pragma GCC unroll 16
-                for (int j = 0; j < N; ++j) sums[0][j] += weight * in[j];
+                for (int j = 0; j < N; ++j) sums[0][j] += weight * load(in + j * LANES);
             }
-        float* const out = a.out + c * a.out_stride;
 #pragma GCC unroll 16
         for (int j = 0; j < N; ++j) {
-            vec sum = sums[0][j];
 #pragma GCC unroll 16
-            for (int u = 1; u < kFlight; ++u) sum += sums[u][j];
-            store(out + j * LANES, a.relu ? rectified(sum) : sum);
+            for (int half = kFlight / 2; half; half /= 2)
+#pragma GCC unroll 16
+                for (int u = 0; u < half; ++u) sums[u][j] += sums[u + half][j];
+            store(out + j * LANES, a.relu ? rectified(sums[0][j]) : sums[0][j]);
         }
     }
 }
@@ -80,10 +96,10 @@ void dense_part(const DenseArgs& a, int first) {
         for (int j = 0; j < N; ++j) sums[c][j] = splat(a.bias[first + c]);
     const float* weight = a.weights + first;
     for (size_t t = 0; t < a.taps; ++t, weight += kDenseBlock) {
-        const vec* in = reinterpret_cast<const vec*>(reinterpret_cast<const char*>(a.base) + a.offsets[t]);
+        const float* const in = a.base + a.offsets[t];
         vec x[N];
 #pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) x[j] = in[j];
+        for (int j = 0; j < N; ++j) x[j] = load(in + j * LANES);
 #pragma GCC unroll 16
         for (int c = 0; c < C; ++c) {
             const vec w = splat(weight[c]);
@@ -109,17 +125,17 @@ void dense(const DenseArgs& a) {
     for (; first < a.channels; ++first) dense_part<1, N>(a, first);
 }
 
+template <class Offset>
 void sparse_dot(const SparseArgs& a) {
-    const char* const base = reinterpret_cast<const char*>(a.base);
+    const Offset* const offsets = static_cast<const Offset*>(a.offsets);
     for (int c = 0; c < a.channels; ++c) {
         float sums[4] = {a.bias[c], 0, 0, 0};
-        const Tap* tap = a.taps + a.begin[c];
-        const Tap* const end = a.taps + a.end[c];
-        for (; end - tap >= 4; tap += 4)
+        size_t tap = a.begin[c];
+        const size_t end = a.end[c];
+        for (; tap + 4 <= end; tap += 4)
 #pragma GCC unroll 4
-            for (int u = 0; u < 4; ++u)
-                sums[u] += tap[u].weight * *reinterpret_cast<const float*>(base + tap[u].offset);
-        for (; tap != end; ++tap) sums[0] += tap->weight * *reinterpret_cast<const float*>(base + tap->offset);
+            for (int u = 0; u < 4; ++u) sums[u] += a.weights[tap + u] * a.base[offsets[tap + u]];
+        for (; tap < end; ++tap) sums[0] += a.weights[tap] * a.base[offsets[tap]];
         const float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         a.out[c * a.out_stride] = a.relu && 0 > sum ? 0 : sum;
     }
@@ -150,7 +166,9 @@ void shift(const float* plane, size_t plane_stride, float* dst, size_t dst_strid
             for (int i = 0; i < copy.vectors; ++i) {
                 const uint32_t lanes = copy.masks[i];
                 // Vectors wholly in the padding are not read: they lie outside the plane.
-                store(to + i * LANES, lanes ? masked(load(from + i * LANES), lanes) : vec{});
+                const vec x = lanes ? masked(load(from + i * LANES), lanes) : vec{};
+                if (i + 1 < copy.vectors || copy.tail == LANES) store(to + i * LANES, x);
+                else store_part(to + i * LANES, x, copy.tail);
             }
         }
 }
@@ -193,16 +211,19 @@ inline vec halved(vec left, vec right) {
 #endif
 }
 
-void max_pool_rows(const float* plane, float* out, int rows, int width) {
-    if (width == LANES)  // two rows of the output make a vector
-        for (int y = 0; y < rows; y += 2, plane += 4 * width, out += LANES)
-            store(out, halved(larger(load(plane), load(plane + width)),
-                              larger(load(plane + 2 * width), load(plane + 3 * width))));
-    else
-        for (int y = 0; y < rows; ++y, plane += 2 * width)
-            for (int x = 0; x < width; x += 2 * LANES, out += LANES)
-                store(out, halved(larger(load(plane + x), load(plane + x + width)),
-                                  larger(load(plane + x + LANES), load(plane + x + LANES + width))));
+void max_pool(const float* plane, int pitch, float* out, int out_pitch, int rows, int columns) {
+    for (int y = 0; y < rows; ++y, plane += 2 * pitch, out += out_pitch)
+        for (int x = 0; x < columns; x += LANES) {
+            const float *const upper = plane + 2 * x, *const lower = upper + pitch;
+            const vec left = larger(load(upper), load(lower));
+            if (columns - x > LANES / 2) {
+                const vec both = halved(left, larger(load(upper + LANES), load(lower + LANES)));
+                if (columns - x >= LANES) store(out + x, both);
+                else store_part(out + x, both, columns - x);
+            } else {
+                store_part(out + x, halved(left, left), columns - x);
+            }
+        }
 }
 
 void every(const float* from, float* to, int count, int step) {
@@ -214,14 +235,15 @@ void every(const float* from, float* to, int count, int step) {
         for (int i = 0; i < count; ++i) to[i] = from[i * step];
 }
 
-#define TABLE_8(f) nullptr, f<1>, f<2>, f<3>, f<4>, f<5>, f<6>, f<7>, f<8>
+template <class Offset>
 void (*const sparse_table[])(const SparseArgs&) = {
-    TABLE_8(sparse),
+    nullptr,           sparse<Offset, 1>,  sparse<Offset, 2>,  sparse<Offset, 3>,  sparse<Offset, 4>,
+    sparse<Offset, 5>, sparse<Offset, 6>,  sparse<Offset, 7>,  sparse<Offset, 8>,
 #if MOST_VECTORS > 8
-    sparse<9>,  sparse<10>, sparse<11>, sparse<12>,
+    sparse<Offset, 9>, sparse<Offset, 10>, sparse<Offset, 11>, sparse<Offset, 12>,
 #endif
 #if MOST_VECTORS > 12
-    sparse<13>, sparse<14>, sparse<15>, sparse<16>,
+    sparse<Offset, 13>, sparse<Offset, 14>, sparse<Offset, 15>, sparse<Offset, 16>,
 #endif
 };
 void (*const dense_table[])(const DenseArgs&) = {
@@ -247,8 +269,10 @@ const Kernels* JOINED(KERNEL_SET, _kernels)() {
 #endif
 #endif
     static const Kernels table = {
-        NAME(KERNEL_SET), LANES, MOST_VECTORS, DENSE_VECTORS, sparse_table, dense_table, sparse_dot, dense_dot, shift,
-        relu, affine, add, max_pool_rows, every, max_rows, sum_rows,
+        NAME(KERNEL_SET), LANES, MOST_VECTORS, DENSE_VECTORS,
+        {sparse_table<uint16_t>, sparse_table<uint32_t>}, dense_table, {sparse_dot<uint16_t>, sparse_dot<uint32_t>},
+        dense_dot, shift,
+        relu, affine, add, max_pool, every, max_rows, sum_rows,
     };
     return &table;
 }

@@ -1,5 +1,6 @@
 // Planning: which pipeline a node belongs to, how its readers want it, where everything lies.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -11,24 +12,9 @@ namespace {
 size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-// Pixels from one row to the next. Rows that are vectors, or evenly divide one, need fewer copies; rows filled up with
-// pixels that nobody wants cost more vectors.
-int pitch_of(int h, int w, int vector) {
-    int narrow = 1;
-    while (narrow < w) narrow *= 2;
-    int best = w;
-    double least = 1e300;
-    for (int pitch : {w, static_cast<int>(round_up(w, vector)), std::min(narrow, vector) < w ? w : narrow}) {
-        const int phases = pitch % vector == 0 ? 1 : pitch % vector * 2 == vector ? 2 : 3;
-        const double cost = divide_up(h * pitch, vector) * (1 + .05 * (phases - 1));
-        if (cost < least) least = cost, best = pitch;
-    }
-    return best;
-}
-
-uint32_t in_bytes(size_t floats) {
-    if (floats > UINT32_MAX / sizeof(float)) throw std::length_error("a layer is too large");
-    return static_cast<uint32_t>(floats * sizeof(float));
+uint32_t checked(size_t floats) {
+    if (floats > UINT32_MAX) throw std::length_error("a layer is too large");
+    return static_cast<uint32_t>(floats);
 }
 
 // Taps of the rows of the kernel that meet the map, for one row of the output.
@@ -70,16 +56,25 @@ size_t fan_in(const Node& node, const Shape& in) {
     return static_cast<size_t>(in.c / node.groups) * k.kh * k.kw;
 }
 
+constexpr double kCached = 16 * 1024;  // bytes of the first cache for what a tile reads
+
+constexpr double kVisit = 64;             // multiply-adds that are worth another visit of the sums
+
 bool pointwise(const Window& k) { return k == Window{1, 1, 1, 1, 0, 0, 1, 1}; }
 
 }  // namespace
 
-Plane plane_of(const Shape& s, int vector, int lanes) {
-    if (lanes > 1) return {s.h, s.w, s.w, lanes, static_cast<size_t>(s.h) * s.w * lanes};
-    if (s.h == 1 && s.w == 1) return {1, 1, 1, 1, 1};
-    const int pitch = pitch_of(s.h, s.w, vector);
-    return {s.h, s.w, pitch, 1, round_up(static_cast<size_t>(s.h) * pitch, vector)};
+namespace {
+
+// Zeros behind each row and each channel that a convolution of stride 1 needs to read the plain map.
+struct Guard {
+    int y, x;
+};
+Guard guard(const Window& k, const Shape& in, const Shape& out) {
+    return {std::max(k.ph, out.h + (k.kh - 1) * k.dh - k.ph - in.h), std::max(k.pw, out.w + (k.kw - 1) * k.dw - k.pw - in.w)};
 }
+
+}  // namespace
 
 // The constants are measured (benchmarks/runtime.py --calibrate): a sparse multiply-add reads its vector and, once a
 // tile, a weight and an offset; a dense one shares its reads among the channels of a block.
@@ -89,9 +84,9 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
     const double all = static_cast<double>(node.shape.c) * fan_in(node, in);
     const int pixels = node.shape.h * node.shape.w;
     const bool can_be_dense = node.groups == 1;
-    constexpr double kTap = 1.2, kDense = .55;
+    constexpr double kTap = 1.2, kDense = .55, kDirect = 1.13;
     if (lanes == 1 && pixels == 1) {
-        const double dense = static_cast<double>(node.shape.c) * in.size() / kernels.lanes * 1.2;
+        const double dense = static_cast<double>(node.shape.c) * in.size() / kernels.lanes * 8;
         return can_be_dense && dense < 1.2 * kept ? Choice{Method::dense_each, dense}
                                                   : Choice{Method::sparse_each, 1.2 * kept};
     }
@@ -115,18 +110,21 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
         met_rows = static_cast<double>(y_taps) / k.kh;
         met_taps = met_rows * x_taps / k.kw;
     }
-    const Plane plane = plane_of(node.shape, kernels.lanes, lanes);
-    const double vectors = lanes == 1 ? divide_up(plane.h * plane.pitch, kernels.lanes) : met_rows * plane.w * run;
-    const double tiles =
-        lanes == 1 ? divide_up(static_cast<int>(vectors), kernels.most_vectors)
-                   : met_rows * divide_up(plane.w * run, kernels.most_vectors);
-    Choice best{Method::sparse, kept * (vectors + kTap * tiles)};
+    const int width = in.w + std::max(0, guard(k, in, node.shape).x);
+    const int flat = divide_up((node.shape.h - 1) * width + node.shape.w, kernels.lanes);
+    const int narrow = divide_up(pixels, kernels.lanes);
+    const bool direct = lanes == 1 && k.sh == 1 && k.sw == 1 && flat <= kDirect * narrow;
+    const double vectors = lanes > 1 ? met_rows * node.shape.w * run : direct ? flat : narrow;
+    const double tiles = lanes == 1 ? divide_up(static_cast<int>(vectors), kernels.most_vectors)
+                                    : met_rows * divide_up(node.shape.w * run, kernels.most_vectors);
+    const int in_run = static_cast<int>(vectors);
+    Choice best{Method::sparse, kept * (vectors + kTap * tiles), direct, in_run};
     if (lanes > 1 && pixels <= 4) {
         const double each = kept * met_taps * (run + kTap);
         if (each < best.cost) best = {Method::sparse_each, each};
     }
     const double dense = all * vectors * kDense;
-    if (can_be_dense && dense < best.cost) best = {Method::dense, dense};
+    if (can_be_dense && dense < best.cost) best = {Method::dense, dense, direct, in_run};
     return best;
 }
 
@@ -138,6 +136,10 @@ Program::Program(const Network& network, int first, int last, int lanes, const K
       threads_(threads),
       kernels_(kernels),
       pipeline_of_(network.size(), -1),
+      choice_(network.size()),
+      slot_(network.size()),
+      stored_(network.size()),
+      stored_masks_(network.size()),
       plain_buffer_(network.size(), -1),
       layouts_of_(network.size()) {
     plan_pipelines();
@@ -146,9 +148,9 @@ Program::Program(const Network& network, int first, int last, int lanes, const K
 
 int Program::plain_buffer(int node) {
     if (plain_buffer_[node] < 0) {
-        const size_t floats = network_[node].shape.c * plane(node).stride;
+        const size_t floats = stored_[node].lead + network_[node].shape.c * stored_[node].stride;
         plain_buffer_[node] = static_cast<int>(buffers_.size());
-        buffers_.push_back({round_up(floats, 16) + 2 * kernels_.lanes, pipeline_of_[node], pipeline_of_[node]});
+        buffers_.push_back({round_up(floats, 16) + 32 * kernels_.lanes, pipeline_of_[node], pipeline_of_[node]});
     }
     return plain_buffer_[node];
 }
@@ -177,7 +179,6 @@ void Program::plan_pipelines() {
         const auto found = std::find(imports_.begin(), imports_.end(), n);
         if (found != imports_.end()) p.import = static_cast<int>(found - imports_.begin());
         p.channels = network_[n].shape.c;
-        p.channel_floats = plane(n).stride;
         pipeline_of_[n] = static_cast<int>(pipelines_.size());
         pipelines_.push_back(std::move(p));
     }
@@ -187,8 +188,10 @@ void Program::plan_pipelines() {
         pipeline_of_[n] = pipeline_of_[node.in[0]];
         if (node.kind == Kind::add) pipeline_of_[n] = std::max(pipeline_of_[n], pipeline_of_[node.in[1]]);
     }
+    plan_planes(users);
     for (auto& p : pipelines_)
         if (p.import < 0) plan_conv(p);
+        else plan_block(p);
     for (int n = 0; n < last_; ++n) {  // sums with what another pipeline made, and what is read behind the range
         if (pipeline_of_[n] < 0) continue;
         bool wanted = n + 1 == size;
@@ -209,18 +212,71 @@ void Program::plan_pipelines() {
     }
 }
 
-void Program::plan_slots(Pipeline& p) {
-    const int number = static_cast<int>(&p - pipelines_.data());
+// Where a map lies in the scratch while a pipeline works on it, and where it is written down.
+void Program::plan_planes(const std::vector<std::vector<int>>& users) {
+    const int vector = kernels_.lanes;
+    for (int n = first_; n < last_; ++n)
+        if (network_[n].weighted()) choice_[n] = choose(network_[n], network_[network_[n].in[0]].shape, lanes_, kernels_);
+    for (int n = 0; n < last_; ++n) {
+        if (pipeline_of_[n] < 0) continue;
+        const Node& node = network_[n];
+        const Shape& s = node.shape;
+        int right = 0, below = 0;
+        for (int u : users[n])
+            if (u >= first_ && u < last_ && network_[u].weighted() && choice_[u].direct) {
+                const Guard zeros = guard(network_[u].window, s, network_[u].shape);
+                right = std::max(right, zeros.x);
+                below = std::max(below, zeros.y);
+            }
+        const int pitch = s.w + right;
+        stored_[n] = {s.h, s.w, pitch, lanes_, static_cast<size_t>(s.h + below) * pitch * lanes_,
+                      static_cast<size_t>(below) * pitch + right};
+        const size_t aligned = round_up(stored_[n].stride, 16);
+        if (lanes_ == 1 && aligned * 15 < stored_[n].stride * 16) stored_[n].stride = aligned;
+        stored_[n].lead = round_up(stored_[n].lead, 16);
+        const Plane own{s.h, s.w, pitch, lanes_,
+                        s.h * pitch == 1 || lanes_ > 1 ? static_cast<size_t>(s.h) * pitch * lanes_
+                                                       : round_up(static_cast<size_t>(s.h) * pitch, vector)};
+        if (node.weighted() && n >= first_) {
+            const Choice& choice = choice_[n];
+            const bool each = choice.method == Method::sparse_each || choice.method == Method::dense_each;
+            if (lanes_ > 1 || each) {
+                slot_[n] = {s.h, s.w, s.w, lanes_, static_cast<size_t>(s.h) * s.w * lanes_};
+            } else {
+                const int run = choice.direct ? stored_[node.in[0]].pitch : s.w;
+                const int vectors = divide_up((s.h - 1) * run + s.w, vector);
+                slot_[n] = {s.h, s.w, run, 1, round_up(std::max(s.h * run, vectors * vector), vector)};
+            }
+        } else if (node.root() || n < first_ || node.kind == Kind::pool) {
+            slot_[n] = own;
+        } else {
+            const bool swapped = node.kind == Kind::add && pipeline_of_[node.in[0]] != pipeline_of_[n];
+            slot_[n] = slot_[node.in[swapped ? 1 : 0]];
+        }
+        if (lanes_ == 1 && slot_[n].pitch == pitch && slot_[n].stride > 1) {
+            auto& masks = stored_masks_[n];
+            masks.assign(divide_up(static_cast<int>(stored_[n].stride), vector), 0);
+            for (int y = 0; y < s.h; ++y)
+                for (int x = 0; x < s.w; ++x) masks[(y * pitch + x) / vector] |= 1u << (y * pitch + x) % vector;
+        }
+    }
+}
+
+// Channels that go through a pipeline together.
+void Program::plan_block(Pipeline& p) {
     const bool dense = p.conv.method == Method::dense || (p.conv.method == Method::dense_each && lanes_ > 1);
-    const size_t cached = p.channel_floats < static_cast<size_t>(lanes_) * 2 ? 1024 : 4096;
-    int block = static_cast<int>(std::clamp<size_t>(cached / p.channel_floats, 1, 256));
+    const size_t floats = slot_[p.root].stride;
+    int block = static_cast<int>(std::clamp<size_t>(4096 / floats, p.conv.depth > 1 ? 16 : 1, 256));
     if (threads_ > 1) block = std::min(block, divide_up(p.channels, 2 * threads_));
     if (dense && p.import < 0) block = static_cast<int>(round_up(block, kDenseBlock));
     p.block = std::min(block, p.channels);
+}
 
+void Program::plan_slots(Pipeline& p) {
+    const int number = static_cast<int>(&p - pipelines_.data());
     std::vector<int> slot(network_.size(), -1);
     auto new_slot = [&](int node) {
-        const size_t floats = round_up(p.block * plane(node).stride, kernels_.lanes) + 2 * kernels_.lanes;
+        const size_t floats = round_up(p.block * slot_[node].stride, kernels_.lanes) + 4 * kernels_.lanes;
         const size_t at = p.slot_end;
         p.slot.push_back(at + kernels_.lanes);
         p.slot_end = at + round_up(floats, 16);
@@ -294,19 +350,17 @@ void Program::plan_arena() {
 }
 
 int Program::layout_for(int n, const Node& conv) {
-    const Plane out = plane_of(conv.shape, kernels_.lanes, lanes_);
     for (int i : layouts_of_[n]) {
         const Layout& l = *layouts_[i];
-        if (l.window == conv.window && l.out_h == out.h && l.out_w == out.w) return i;
+        if (l.window == conv.window && l.out_h == conv.shape.h && l.out_w == conv.shape.w) return i;
     }
     auto layout = std::make_unique<Layout>();
     layout->window = conv.window;
-    layout->out_h = out.h;
-    layout->out_w = out.w;
-    layout->pitch = out.pitch;
-    plan_copies(*layout, network_[n].shape);
+    layout->out_h = conv.shape.h;
+    layout->out_w = conv.shape.w;
+    plan_copies(*layout, n);
     const int index = static_cast<int>(layouts_.size());
-    const size_t floats = network_[n].shape.c * layout->stride + 2 * kernels_.lanes;
+    const size_t floats = network_[n].shape.c * layout->stride + 32 * kernels_.lanes;
     layout_buffer_.push_back(static_cast<int>(buffers_.size()));
     buffers_.push_back({round_up(floats, 16), pipeline_of_[n], pipeline_of_[n]});
     layouts_.push_back(std::move(layout));
@@ -314,72 +368,58 @@ int Program::layout_for(int n, const Node& conv) {
     return index;
 }
 
-void Program::plan_copies(Layout& l, const Shape& shape) const {
+void Program::plan_copies(Layout& l, int n) const {
     const Window& k = l.window;
-    const Plane in = plane_of(shape, kernels_.lanes, lanes_);
-    const int vector = kernels_.lanes, last_row = (k.kh - 1) * k.dh / k.sh;
-    l.tap_copy.resize(k.kh * k.kw);
+    const Plane& in = slot_[n];
+    const int vector = kernels_.lanes;
     l.tap_offset.resize(k.kh * k.kw);
-    if (lanes_ > 1) l.pitch = l.out_w + (k.kw - 1) * k.dw / k.sw;
-    std::vector<int> lead;  // pixels by which the rows of a copy miss a vector
+    l.pitch = lanes_ > 1 ? l.out_w + (k.kw - 1) * k.dw / k.sw : l.out_w;
+    const bool shifted = lanes_ == 1 && k.sh == 1 && k.sw == 1 && in.pitch == l.pitch;
+    std::vector<size_t> copy_of;
     for (int ky = 0; ky < k.kh; ++ky)
         for (int kx = 0; kx < k.kw; ++kx) {
             const int row = ky * k.dh / k.sh, phase = ky * k.dh % k.sh;
             const int column = lanes_ > 1 ? kx * k.dw % k.sw : kx * k.dw;
-            const int miss = lanes_ > 1 ? 0 : row * l.pitch % vector;
             size_t c = 0;
-            while (c < l.copies.size() &&
-                   !(l.copies[c].phase_y == phase && l.copies[c].column == column && lead[c] == miss))
-                ++c;
-            if (c == l.copies.size()) {
-                l.copies.push_back({});
-                l.copies[c].phase_y = phase;
-                l.copies[c].column = column;
-                l.copies[c].first_row = lanes_ > 1 ? 0 : row;
-                lead.push_back(miss);
-            }
-            l.copies[c].shifts.push_back(row);
-            l.tap_copy[ky * k.kw + kx] = static_cast<int>(c);
+            while (c < l.copies.size() && !(l.copies[c].phase_y == phase && l.copies[c].column == column)) ++c;
+            if (c == l.copies.size()) l.copies.push_back({phase, column, 0, 0, {}});
+            l.copies[c].rows = std::max(l.copies[c].rows, l.out_h + row);
+            copy_of.push_back(c);
         }
-    const int vectors = divide_up(l.out_h * l.pitch, vector);
-    size_t at = 0;
     for (auto& copy : l.copies) {
-        const int most = *std::max_element(copy.shifts.begin(), copy.shifts.end());
-        copy.dst = at;
-        copy.rows = l.out_h + last_row;
-        copy.length = lanes_ > 1 ? copy.rows * l.pitch * lanes_ : (most - copy.first_row) * l.pitch + vectors * vector;
-        at += copy.length;
-        copy.shifted = lanes_ == 1 && k.sh == 1 && k.sw == 1 && in.pitch == l.pitch;
-        if (!copy.shifted) continue;
-        copy.shift = static_cast<ptrdiff_t>(copy.first_row - k.ph) * l.pitch + copy.column - k.pw;
-        copy.masks.assign(copy.length / vector, 0);
-        for (int i = 0; i < copy.length; ++i) {
-            const int y = copy.first_row + i / l.pitch - k.ph, ox = i % l.pitch, x = ox + copy.column - k.pw;
-            if (y >= 0 && y < in.h && x >= 0 && x < in.w && ox < l.out_w) copy.masks[i / vector] |= 1u << i % vector;
+        copy.dst = l.stride;
+        const int length = copy.rows * l.pitch;
+        l.stride += static_cast<size_t>(length) * lanes_;
+        if (!shifted) continue;
+        copy.masks.assign(divide_up(length, vector), 0);
+        for (int i = 0; i < length; ++i) {
+            const int y = i / l.pitch - k.ph, x = i % l.pitch + copy.column - k.pw;
+            if (y >= 0 && y < in.h && x >= 0 && x < in.w) copy.masks[i / vector] |= 1u << i % vector;
         }
     }
-    l.stride = at;
     for (auto& copy : l.copies)
-        if (copy.shifted)
-            l.moves.push_back({copy.dst, copy.shift, static_cast<int>(copy.masks.size()), copy.masks.data()});
+        if (shifted) {
+            const int vectors = static_cast<int>(copy.masks.size());
+            l.moves.push_back({copy.dst, -static_cast<ptrdiff_t>(k.ph) * l.pitch + copy.column - k.pw, vectors,
+                               copy.rows * l.pitch - (vectors - 1) * vector, copy.masks.data()});
+        }
     for (int ky = 0; ky < k.kh; ++ky)
         for (int kx = 0; kx < k.kw; ++kx) {
-            const auto& copy = l.copies[l.tap_copy[ky * k.kw + kx]];
-            const int row = ky * k.dh / k.sh - copy.first_row;
-            const size_t pixel = static_cast<size_t>(row) * l.pitch + (lanes_ > 1 ? kx * k.dw / k.sw : 0);
-            l.tap_offset[ky * k.kw + kx] = copy.dst + pixel * lanes_;
+            const int tap = ky * k.kw + kx;
+            const size_t pixel = static_cast<size_t>(ky * k.dh / k.sh) * l.pitch + (lanes_ > 1 ? kx * k.dw / k.sw : 0);
+            l.tap_offset[tap] = l.copies[copy_of[tap]].dst + pixel * lanes_;
         }
 }
 
 void Program::plan_conv(Pipeline& p) {
     const Node& node = network_[p.root];
     const int in = node.in[0];
-    const Plane out = plane(p.root), from = plane(in);
+    const Choice& choice = choice_[p.root];
     Conv& conv = p.conv;
-    conv.method = choose(node, network_[in].shape, lanes_, kernels_).method;
+    conv.method = choice.method;
     conv.bias = node.bias;
     const bool each = conv.method == Method::sparse_each || conv.method == Method::dense_each;
-    const bool plain = each || (pointwise(node.window) && from.pitch == out.pitch && from.stride == out.stride);
+    const bool plain = each || choice.direct || (pointwise(node.window) && stored_[in].pitch == slot_[p.root].pitch);
     if (plain) {
         conv.buffer = plain_buffer(in);
     } else {
@@ -390,18 +430,38 @@ void Program::plan_conv(Pipeline& p) {
     if (each) {
         conv.pixels = node.shape.h * node.shape.w;
         conv.vectors = lanes_ / kernels_.lanes;
+        plan_block(p);
         pack_each(node, conv, conv.method == Method::dense_each);
         return;
     }
-    conv.vectors = lanes_ > 1 ? out.w * (lanes_ / kernels_.lanes) : static_cast<int>(out.stride) / kernels_.lanes;
-    const int most = conv.method == Method::dense ? kernels_.most_dense : kernels_.most_vectors;
+    conv.vectors = lanes_ > 1 ? node.shape.w * (lanes_ / kernels_.lanes) : choice.vectors;
+    int most = conv.method == Method::dense ? kernels_.most_dense : kernels_.most_vectors;
+    if (lanes_ == 1 && conv.method == Method::sparse) {
+        const double taps = static_cast<double>(node.weight.size()) / node.shape.c;
+        const size_t stride = plain ? stored_[in].stride : layouts_[conv.layout]->stride;
+        const int tile = std::min(conv.vectors, 9);
+        const double rows = std::min<double>(1, static_cast<double>(tile) / conv.vectors + 2. / (node.shape.h + 2));
+        const double bytes = static_cast<double>(network_[in].shape.c) * stride * 4 * rows;
+        conv.depth = static_cast<int>(std::clamp(std::ceil(bytes / kCached), 1., std::max(1., taps * tile / kVisit)));
+        if (conv.depth > 1) most = tile;
+    }
     conv.tile = divide_up(conv.vectors, divide_up(conv.vectors, most));
     conv.row_class.assign(1, 0);
+    plan_block(p);
     if (conv.method == Method::dense) pack_dense(node, conv);
-    else pack_sparse(node, conv);
+    else pack_sparse(node, conv, p.block);
 }
 
 namespace {
+
+// Taps of the plain map: the base of a run is its first pixel less what the padding adds, see `run_conv`.
+std::vector<size_t> plain_offsets(const Window& k, const Plane& plane) {
+    std::vector<size_t> offsets;
+    for (int ky = 0; ky < k.kh; ++ky)
+        for (int kx = 0; kx < k.kw; ++kx)
+            offsets.push_back((static_cast<size_t>(ky) * k.dh * plane.pitch + kx * k.dw) * plane.lanes);
+    return offsets;
+}
 
 // The distinct ranges of kernel rows that rows of the output meet, and which of them each row has.
 std::vector<std::pair<int, int>> row_classes(const Window& k, int out_h, int in_h, std::vector<int>& of_row) {
@@ -418,49 +478,70 @@ std::vector<std::pair<int, int>> row_classes(const Window& k, int out_h, int in_
 
 }  // namespace
 
-void Program::pack_sparse(const Node& node, Conv& conv) const {
+// Taps in the order in which they are read: blocks of output channels, of input channels, channels. Where lanes hold
+// images there are no blocks of input channels, and the taps of a channel go by rows of the kernel.
+void Program::pack_sparse(const Node& node, Conv& conv, int block) const {
     const Shape& in = network_[node.in[0]].shape;
     const Window& k = node.window;
     const Layout* layout = conv.layout < 0 ? nullptr : layouts_[conv.layout].get();
-    const size_t stride = layout ? layout->stride : plane(node.in[0]).stride, fan = fan_in(node, in);
-    std::vector<std::pair<int, int>> classes{{0, k.kh}};
-    if (lanes_ > 1) classes = row_classes(k, node.shape.h, in.h, conv.row_class);
-    const size_t channels = node.shape.c;
-    conv.begin.resize(classes.size() * channels);
-    conv.end.resize(classes.size() * channels);
-    conv.taps.reserve(node.weight.size());
-    for (size_t c = 0; c < channels; ++c) {
-        std::vector<uint32_t> starts;  // of each row of the kernel, where lanes hold images
-        for (int only = 0; only < (lanes_ > 1 ? k.kh : 1); ++only) {
-            starts.push_back(static_cast<uint32_t>(conv.taps.size()));
-            for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
-                const Place at = place(node, in, static_cast<int>(c), node.at(i, fan));
-                if (lanes_ > 1 && at.ky != only) continue;
-                const size_t offset = at.channel * stride + (layout ? layout->tap_offset[at.ky * k.kw + at.kx] : 0);
-                conv.taps.push_back({in_bytes(offset), node.weight[i]});
+    const size_t stride = layout ? layout->stride : stored_[node.in[0]].stride, fan = fan_in(node, in);
+    const std::vector<size_t> offsets = layout ? layout->tap_offset : plain_offsets(k, stored_[node.in[0]]);
+    const int channels = node.shape.c, parts = lanes_ > 1 ? k.kh : conv.depth;
+    std::vector<uint32_t> begin(static_cast<size_t>(parts) * channels), end(begin.size());
+    for (int d = 0; d < conv.depth; ++d)
+        conv.start.push_back(static_cast<size_t>(divide_up(d * in.c, conv.depth)) * stride);
+    conv.wide.reserve(node.weight.size());
+    conv.weights.reserve(node.weight.size());
+    if (lanes_ > 1) block = 1;  // so that the rows of the kernel that a row of the output meets are one range
+    for (int c0 = 0; c0 < channels; c0 += block)
+        for (int part = 0; part < parts; ++part)
+            for (int c = c0; c < std::min(channels, c0 + block); ++c) {
+                const size_t at = static_cast<size_t>(part) * channels + c;
+                begin[at] = static_cast<uint32_t>(conv.weights.size());
+                for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
+                    const Place from = place(node, in, c, node.at(i, fan));
+                    const int here = lanes_ > 1 ? from.ky : from.channel * conv.depth / in.c;
+                    if (here != part) continue;
+                    const size_t offset = from.channel * stride + offsets[from.ky * k.kw + from.kx];
+                    conv.wide.push_back(checked(offset - (lanes_ > 1 ? 0 : conv.start[part])));
+                    conv.weights.push_back(node.weight[i]);
+                }
+                end[at] = static_cast<uint32_t>(conv.weights.size());
             }
-        }
-        starts.push_back(static_cast<uint32_t>(conv.taps.size()));
-        for (size_t r = 0; r < classes.size(); ++r) {
-            conv.begin[r * channels + c] = lanes_ > 1 ? starts[classes[r].first] : starts.front();
-            conv.end[r * channels + c] = lanes_ > 1 ? starts[classes[r].second] : starts.back();
-        }
+    if (lanes_ == 1) {
+        conv.begin = std::move(begin);
+        conv.end = std::move(end);
+    } else {
+        const auto classes = row_classes(k, node.shape.h, in.h, conv.row_class);
+        for (const auto& range : classes)
+            for (int c = 0; c < channels; ++c) {
+                const bool none = range.first == range.second;
+                conv.begin.push_back(none ? 0 : begin[static_cast<size_t>(range.first) * channels + c]);
+                conv.end.push_back(none ? 0 : end[static_cast<size_t>(range.second - 1) * channels + c]);
+            }
     }
+    narrow_offsets(conv);
+}
+
+void Program::narrow_offsets(Conv& conv) const {
+    if (conv.wide.empty() || *std::max_element(conv.wide.begin(), conv.wide.end()) > UINT16_MAX) return;
+    conv.narrow.assign(conv.wide.begin(), conv.wide.end());
+    conv.wide = {};
 }
 
 void Program::pack_dense(const Node& node, Conv& conv) const {
     const Shape& in = network_[node.in[0]].shape;
     const Window& k = node.window;
     const Layout* layout = conv.layout < 0 ? nullptr : layouts_[conv.layout].get();
-    const size_t stride = layout ? layout->stride : plane(node.in[0]).stride, fan = fan_in(node, in);
+    const size_t stride = layout ? layout->stride : stored_[node.in[0]].stride, fan = fan_in(node, in);
+    const std::vector<size_t> offsets = layout ? layout->tap_offset : plain_offsets(k, stored_[node.in[0]]);
     // Kernel rows outermost, so that the taps which a row of the output meets are one range.
     const size_t per_row = static_cast<size_t>(in.c) * k.kw;
     auto order = [&](const Place& at) { return at.ky * per_row + static_cast<size_t>(at.channel) * k.kw + at.kx; };
     conv.offsets.resize(fan);
     for (uint32_t i = 0; i < fan; ++i) {
         const Place at = place(node, in, 0, i);
-        const size_t tap = layout ? layout->tap_offset[at.ky * k.kw + at.kx] : 0;
-        conv.offsets[order(at)] = in_bytes(at.channel * stride + tap);
+        conv.offsets[order(at)] = checked(at.channel * stride + offsets[at.ky * k.kw + at.kx]);
     }
     const size_t blocks = divide_up(node.shape.c, kDenseBlock);
     conv.weights.assign(blocks * fan * kDenseBlock, 0);
@@ -479,7 +560,7 @@ void Program::pack_dense(const Node& node, Conv& conv) const {
 
 void Program::pack_each(const Node& node, Conv& conv, bool dense) const {
     const Shape& in = network_[node.in[0]].shape;
-    const Plane from = plane(node.in[0]);
+    const Plane from = stored_[node.in[0]];
     const Window k = window_of(node, in);
     const size_t fan = fan_in(node, in), whole = in.c * from.stride;
     const int out_w = node.shape.w, pixels = conv.pixels;
@@ -489,7 +570,7 @@ void Program::pack_each(const Node& node, Conv& conv, bool dense) const {
         conv.offsets.resize(fan);
         for (uint32_t i = 0; i < fan; ++i) {
             const Place at = place(node, in, 0, i);
-            conv.offsets[i] = in_bytes(at.channel * from.stride + source(k, from, 0, 0, at.ky, at.kx));
+            conv.offsets[i] = checked(at.channel * from.stride + source(k, from, 0, 0, at.ky, at.kx));
         }
         conv.row_taps[0] = {0};
         conv.row_taps[1] = {fan};
@@ -501,25 +582,28 @@ void Program::pack_each(const Node& node, Conv& conv, bool dense) const {
     }
     for (int c = 0; c < node.shape.c; ++c)
         for (int pixel = 0; pixel < pixels; ++pixel) {
-            conv.begin.push_back(static_cast<uint32_t>(conv.taps.size()));
+            conv.begin.push_back(static_cast<uint32_t>(conv.wide.size()));
             for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
                 const uint32_t position = node.at(i, fan);
                 const Place at = place(node, in, c, position);
                 const ptrdiff_t pixel_at = source(k, from, pixel / out_w, pixel % out_w, at.ky, at.kx);
                 if (pixel_at < 0) continue;
                 const size_t offset = at.channel * from.stride + pixel_at;
-                if (!dense) conv.taps.push_back({in_bytes(offset), node.weight[i]});
-                else if (lanes_ == 1) conv.weights[c * whole + offset] = node.weight[i];
+                if (!dense) {
+                    conv.wide.push_back(checked(offset));
+                    conv.weights.push_back(node.weight[i]);
+                } else if (lanes_ == 1) conv.weights[c * whole + offset] = node.weight[i];
                 else conv.weights[(c / kDenseBlock * fan + position) * kDenseBlock + c % kDenseBlock] = node.weight[i];
             }
-            conv.end.push_back(static_cast<uint32_t>(conv.taps.size()));
+            conv.end.push_back(static_cast<uint32_t>(conv.wide.size()));
         }
+    narrow_offsets(conv);
 }
 
 size_t Program::weight_bytes() const {
     size_t bytes = 0;
     for (const auto& p : pipelines_)
-        bytes += p.conv.taps.size() * sizeof(Tap) + (p.conv.begin.size() + p.conv.end.size()) * 4 +
+        bytes += p.conv.narrow.size() * 2 + p.conv.wide.size() * 4 + (p.conv.begin.size() + p.conv.end.size()) * 4 +
                  (p.conv.weights.size() + p.conv.offsets.size() + p.conv.bias.size()) * 4;
     return bytes;
 }
@@ -529,6 +613,8 @@ const char* Program::method(int node) const {
     return names[static_cast<int>(pipelines_[pipeline_of_[node]].conv.method)];
 }
 
-const float* Program::plain(int node, const float* arena) const { return arena + buffers_[plain_buffer_[node]].at; }
+const float* Program::plain(int node, const float* arena) const {
+    return arena + buffers_[plain_buffer_[node]].at + stored_[node].lead;
+}
 
 }  // namespace hydraprune

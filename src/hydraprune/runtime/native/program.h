@@ -7,8 +7,10 @@
 // pooling) runs on a block of channels while these are in the first cache, and is then written down in the form in
 // which its readers want it: plain, for sums and linear layers, or as copies, for convolutions.
 //
-// Copies. A convolution reads its input as one run of aligned vectors for each kept weight. So its input is written
-// once for each column of its kernel, shifted, with its padding, and once for each phase of its strides.
+// What a convolution reads. For each kept weight it reads its input as one run of vectors. Where its stride is 1 that is
+// the plain map with zeros between rows and channels: the zero behind a row is the padding of that row and of the next.
+// A run then covers the zeros too. On small maps these would cost more than they save, and strides need every second
+// pixel: there the input is written once for each column of the kernel and each phase of the stride.
 #pragma once
 #include <memory>
 #include <vector>
@@ -22,10 +24,9 @@ namespace hydraprune {
 // How the planes of a node lie in memory, in floats.
 struct Plane {
     int h, w, pitch, lanes;
-    size_t stride;  // from one channel to the next
+    size_t stride;    // from one channel to the next
+    size_t lead = 0;  // zeros before the first
 };
-
-Plane plane_of(const Shape& shape, int vector, int lanes);
 
 enum class Method { sparse, dense, sparse_each, dense_each };
 
@@ -33,29 +34,25 @@ enum class Method { sparse, dense, sparse_each, dense_each };
 struct Choice {
     Method method;
     double cost;
+    bool direct = false;  // reads the plain map
+    int vectors = 0;      // of a run over the whole map, with lanes = 1
 };
 Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kernels);
 
 // The input of a convolution as it wants to read it.
 struct Layout {
     struct Copy {
-        int phase_y, column;     // the first pixel it takes is (phase_y - ph, column - pw)
-        int first_row;           // of the rows that taps refer to
-        int rows;                // lanes > 1
-        std::vector<int> shifts;  // the rows (ky · dh / sh) that taps start at
+        int phase_y, column;  // the first pixel it takes is (phase_y - ph, column - pw)
+        int rows;
         size_t dst;
-        int length;              // floats
-        bool shifted;            // plane[i + shift] under a mask; else row by row
-        ptrdiff_t shift;
-        std::vector<uint32_t> masks;
+        std::vector<uint32_t> masks;  // where it is a shift of the plane
     };
     Window window;
     int out_h, out_w;
-    int pitch;      // lanes = 1: pixels of an output row; else pixels of a row of a copy
-    size_t stride;  // floats of all copies of one channel
+    int pitch;      // pixels of a row of a copy
+    size_t stride = 0;  // floats of all copies of one channel
     std::vector<Copy> copies;
     std::vector<Shift> moves;  // the shifted ones
-    std::vector<int> tap_copy;    // [ky * kw + kx]
     std::vector<size_t> tap_offset;  // floats, from the start of the channel
 };
 
@@ -66,6 +63,7 @@ class Program {
 
     struct Input {
         const float* data;    // image, or planes of the first of `lanes` images
+        Plane plane;
         size_t image_stride;  // floats from one image to the next
         int images;           // that are really there
     };
@@ -80,8 +78,9 @@ class Program {
 
     // `arena` and one `scratch` for each thread are aligned; inputs by node, in the order of `imports()`.
     void run(const std::vector<Input>& inputs, float* arena, float* const* scratch, Team& team) const;
-    // Plain planes of a node that is read behind the range; valid until the next run.
+    // Planes of a node that is read behind the range; valid until the next run.
     const float* plain(int node, const float* arena) const;
+    const Plane& stored(int node) const { return stored_[node]; }
 
   private:
     struct Op {
@@ -97,15 +96,18 @@ class Program {
         Method method = Method::sparse;
         int layout = -1;  // or plain where < 0
         int buffer = -1;
+        int depth = 1;    // blocks of input channels, so that what a tile reads stays in the first cache
         int vectors = 0;  // of a run: whole plane, or row of the output
         int tile = 0;
         int pixels = 1;  // *_each: outputs of a channel
         bool relu = false;
-        std::vector<Tap> taps;
-        std::vector<uint32_t> begin, end;  // [row class][channel]
+        std::vector<uint16_t> narrow;  // offsets of the taps, where they fit
+        std::vector<uint32_t> wide;    // else
+        std::vector<float> weights;    // of the taps; dense: [block][tap][channel]
+        std::vector<size_t> start;     // first float of each block of input channels
+        std::vector<uint32_t> begin, end;  // [row class or block of input channels][channel]
         std::vector<int> row_class;        // [row of the output]
         std::vector<float> bias;
-        std::vector<float> weights;       // dense
         std::vector<uint32_t> offsets;    // dense
         std::vector<size_t> row_taps[2];  // dense: first tap and one behind the last of each row class
     };
@@ -113,7 +115,6 @@ class Program {
         int root = 0;
         int import = -1;
         int channels = 0, block = 1;
-        size_t channel_floats = 0;  // of the root's plane
         Conv conv;
         std::vector<Op> ops;
         std::vector<size_t> slot;  // floats from the start of the scratch
@@ -126,17 +127,19 @@ class Program {
         size_t at = 0;
     };
 
+    void plan_planes(const std::vector<std::vector<int>>& users);
     void plan_pipelines();
-    void plan_copies(Layout& layout, const Shape& in) const;
+    void plan_copies(Layout& layout, int in) const;
     int layout_for(int node, const Node& conv);
     void plan_conv(Pipeline& pipeline);
     void pack_each(const Node& node, Conv& conv, bool dense) const;
-    void pack_sparse(const Node& node, Conv& conv) const;
+    void pack_sparse(const Node& node, Conv& conv, int block) const;
     void pack_dense(const Node& node, Conv& conv) const;
+    void narrow_offsets(Conv& conv) const;
+    void plan_block(Pipeline& pipeline);
     void plan_slots(Pipeline& pipeline);
     void plan_arena();
     int plain_buffer(int node);
-    Plane plane(int node) const { return plane_of(network_[node].shape, kernels_.lanes, lanes_); }
 
     void run_block(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, float* arena,
                    float* scratch) const;
@@ -145,12 +148,16 @@ class Program {
     void run_conv(const Pipeline& p, int c0, int count, const float* arena, float* out) const;
     void run_pool(const Op& op, const Plane& from, const Plane& to, const float* in, float* out, int count) const;
     void write_copies(const Layout& layout, const Plane& from, const float* in, float* out, int count) const;
+    void write_plain(int node, const float* in, float* buffer, int c0, int count) const;
 
     const Network& network_;
     const int first_, last_, lanes_, threads_;
     const Kernels& kernels_;
     std::vector<Pipeline> pipelines_;
     std::vector<int> pipeline_of_;      // [node]
+    std::vector<Choice> choice_;        // [node]
+    std::vector<Plane> slot_, stored_;  // [node] in the scratch, and written down
+    std::vector<std::vector<uint32_t>> stored_masks_;  // [node] where the two have the same pitch
     std::vector<int> plain_buffer_;     // [node], -1: not needed
     std::vector<std::vector<int>> layouts_of_;  // [node] indices into layouts_
     std::vector<std::unique_ptr<Layout>> layouts_;

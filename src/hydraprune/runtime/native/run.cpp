@@ -24,7 +24,7 @@ void Program::run_block(const Pipeline& p, int c0, int count, const std::vector<
     run_root(p, c0, count, inputs, arena, scratch + p.slot[p.root_slot]);
     for (const Op& op : p.ops) {
         const Node& node = network_[op.node];
-        const Plane to = plane(op.node);
+        const Plane& to = slot_[op.node];
         const size_t floats = count * to.stride;
         float* const from = scratch + p.slot[op.from];
         float* const out = op.to < 0 ? nullptr : scratch + p.slot[op.to];
@@ -40,17 +40,35 @@ void Program::run_block(const Pipeline& p, int c0, int count, const std::vector<
                         kernels_.affine(out + c * to.stride, from + c * to.stride, to.stride, node.scale[c0 + c],
                                         node.offset[c0 + c]);
                 break;
-            case Op::add:
-                kernels_.add(out, from,
-                             op.other >= 0 ? scratch + p.slot[op.other]
-                                           : arena + buffers_[op.other_buffer].at + c0 * to.stride,
-                             floats);
+            case Op::add: {
+                if (op.other >= 0) {
+                    kernels_.add(out, from, scratch + p.slot[op.other], floats);
+                    break;
+                }
+                const int other = node.in[pipeline_of_[node.in[0]] == pipeline_of_[op.node] ? 1 : 0];
+                const Plane& with = stored_[other];
+                const float* summand = arena + buffers_[op.other_buffer].at + with.lead + c0 * with.stride;
+                if (with.stride == to.stride && with.pitch == to.pitch) {
+                    kernels_.add(out, from, summand, floats);
+                    break;
+                }
+                for (int c = 0; c < count; ++c)
+                    if (with.pitch == to.pitch)
+                        kernels_.add(out + c * to.stride, from + c * to.stride, summand + c * with.stride,
+                                     static_cast<size_t>(to.h) * to.pitch);
+                    else
+                        for (int y = 0; y < to.h; ++y)
+                            for (int x = 0; x < to.w; ++x) {
+                                const size_t at = c * to.stride + static_cast<size_t>(y) * to.pitch + x;
+                                out[at] = from[at] + summand[c * with.stride + static_cast<size_t>(y) * with.pitch + x];
+                            }
                 break;
+            }
             case Op::pool:
-                run_pool(op, plane(node.in[0]), to, from, out, count);
+                run_pool(op, slot_[node.in[0]], to, from, out, count);
                 break;
             case Op::plain:
-                std::memcpy(arena + buffers_[op.buffer].at + c0 * to.stride, from, floats * sizeof(float));
+                write_plain(op.node, from, arena + buffers_[op.buffer].at, c0, count);
                 break;
             case Op::copies: {
                 const Layout& layout = *layouts_[op.layout];
@@ -64,20 +82,15 @@ void Program::run_block(const Pipeline& p, int c0, int count, const std::vector<
 void Program::run_root(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, const float* arena,
                        float* out) const {
     if (p.import < 0) return run_conv(p, c0, count, arena, out);
-    const Shape& shape = network_[p.root].shape;
-    const Plane to = plane(p.root);
-    Plane from = plane_of(shape, kernels_.lanes, 1);
-    if (network_[p.root].kind == Kind::input)
-        from = {shape.h, shape.w, shape.w, 1, static_cast<size_t>(shape.h) * shape.w};
+    const Plane& to = slot_[p.root];
     const Input& input = inputs[p.import];
+    const Plane& from = input.plane;
     for (int c = 0; c < count; ++c)
         for (int y = 0; y < to.h; ++y) {
             const float* row = input.data + (c0 + c) * from.stride + static_cast<size_t>(y) * from.pitch;
             float* pixels = out + c * to.stride + static_cast<size_t>(y) * to.pitch * lanes_;
             if (lanes_ == 1) {
                 std::memcpy(pixels, row, to.w * sizeof(float));
-                const size_t end = y + 1 < to.h ? to.pitch : to.stride - static_cast<size_t>(y) * to.pitch;
-                std::fill(pixels + to.w, pixels + end, 0.f);
                 continue;
             }
             for (int x = 0; x < to.w; ++x, pixels += lanes_) {
@@ -89,18 +102,22 @@ void Program::run_root(const Pipeline& p, int c0, int count, const std::vector<I
 
 void Program::run_conv(const Pipeline& p, int c0, int count, const float* arena, float* out) const {
     const Conv& conv = p.conv;
-    const Plane to = plane(p.root);
-    const float* const in = arena + buffers_[conv.buffer].at;
+    const Plane& to = slot_[p.root];
+    const int source = network_[p.root].in[0];
+    const Plane& plain = stored_[source];
+    const float* in = arena + buffers_[conv.buffer].at + (conv.layout < 0 ? plain.lead : 0);
+    const bool wide = conv.narrow.empty();
+    const void* const offsets = wide ? static_cast<const void*>(conv.wide.data()) : conv.narrow.data();
     if (conv.method == Method::sparse_each) {
         const int first = c0 * conv.pixels, number = count * conv.pixels;
-        const SparseArgs args{conv.taps.data(), conv.begin.data() + first, conv.end.data() + first,
-                              conv.bias.data() + first, in, out, static_cast<size_t>(lanes_), number, conv.relu};
-        if (lanes_ == 1) kernels_.sparse_dot(args);
-        else kernels_.sparse[conv.vectors](args);
+        const SparseArgs args{offsets, conv.weights.data(), conv.begin.data() + first, conv.end.data() + first,
+                              conv.bias.data() + first, in, out, static_cast<size_t>(lanes_), number, false, conv.relu};
+        if (lanes_ == 1) kernels_.sparse_dot[wide](args);
+        else kernels_.sparse[wide][conv.vectors](args);
         return;
     }
     if (conv.method == Method::dense_each && lanes_ == 1) {
-        const size_t whole = network_[network_[p.root].in[0]].shape.c * plane(network_[p.root].in[0]).stride;
+        const size_t whole = network_[source].shape.c * plain.stride;
         kernels_.dense_dot(conv.weights.data() + c0 * whole, in, whole, conv.bias.data() + c0, out, count);
         if (conv.relu) kernels_.relu(out, out, count);
         return;
@@ -110,6 +127,10 @@ void Program::run_conv(const Pipeline& p, int c0, int count, const float* arena,
     const int rows = conv.method == Method::dense_each ? 1 : static_cast<int>(conv.row_class.size());
     const int tile = conv.method == Method::dense_each ? conv.vectors : conv.tile;
     const Layout* layout = conv.layout < 0 ? nullptr : layouts_[conv.layout].get();
+    if (choice_[p.root].direct) {
+        const Window& k = network_[p.root].window;
+        in -= static_cast<size_t>(k.ph) * plain.pitch + k.pw;
+    }
     for (int y = 0; y < rows; ++y) {
         const float* row = in;
         if (lanes_ > 1 && y) row += static_cast<size_t>(y) * (layout ? layout->pitch : to.w) * lanes_;
@@ -119,9 +140,13 @@ void Program::run_conv(const Pipeline& p, int c0, int count, const float* arena,
             const int vectors = std::min(tile, conv.vectors - v);
             const size_t at = static_cast<size_t>(v) * kernels_.lanes;
             if (!dense) {
-                const size_t first = kind * channels + c0;
-                kernels_.sparse[vectors]({conv.taps.data(), conv.begin.data() + first, conv.end.data() + first,
-                                          conv.bias.data() + c0, row + at, to_row + at, to.stride, count, conv.relu});
+                for (int d = 0; d < conv.depth; ++d) {
+                    const size_t first = (kind + d) * channels + c0;
+                    kernels_.sparse[wide][vectors](
+                        {offsets, conv.weights.data(), conv.begin.data() + first, conv.end.data() + first,
+                         conv.bias.data() + c0, row + at + conv.start[d], to_row + at, to.stride, count, d > 0,
+                         conv.relu && d + 1 == conv.depth});
+                }
                 continue;
             }
             const size_t begin = conv.row_taps[0][kind], taps = conv.row_taps[1][kind] - begin;
@@ -137,18 +162,15 @@ void Program::run_conv(const Pipeline& p, int c0, int count, const float* arena,
 void Program::run_pool(const Op& op, const Plane& from, const Plane& to, const float* in, float* out,
                        int count) const {
     const Node& node = network_[op.node];
-    const int vector = kernels_.lanes;
     const auto halves = [](const std::vector<Span>& spans) {
         for (size_t i = 0; i < spans.size(); ++i)
             if (spans[i].begin != static_cast<int>(2 * i) || spans[i].end != static_cast<int>(2 * i + 2)) return false;
         return true;
     };
-    const bool fast = node.maximum && lanes_ == 1 && from.pitch == from.w && to.pitch == to.w && from.w == 2 * to.w &&
-                      from.h == 2 * to.h && (from.w % (2 * vector) == 0 || (from.w == vector && to.h % 2 == 0)) &&
-                      halves(node.rows) && halves(node.columns);
+    const bool fast = node.maximum && lanes_ == 1 && halves(node.rows) && halves(node.columns);
     for (int c = 0; c < count; ++c, in += from.stride, out += to.stride) {
         if (fast) {
-            kernels_.max_pool_rows(in, out, to.h, from.w);
+            kernels_.max_pool(in, from.pitch, out, to.pitch, to.h, to.w);
             continue;
         }
         for (int y = 0; y < to.h; ++y) {
@@ -178,10 +200,29 @@ void Program::run_pool(const Op& op, const Plane& from, const Plane& to, const f
                     }
                 *pixel = node.maximum ? value : value * factor;
             }
-            if (lanes_ == 1 && to.stride > 1) {
-                const size_t end = y + 1 < to.h ? to.pitch : to.stride - static_cast<size_t>(y) * to.pitch;
-                std::fill(pixel, out + static_cast<size_t>(y) * to.pitch + end, 0.f);
+        }
+    }
+}
+
+void Program::write_plain(int n, const float* in, float* buffer, int c0, int count) const {
+    const Plane &from = slot_[n], &to = stored_[n];
+    if (c0 == 0) std::fill(buffer, buffer + to.lead, 0.f);
+    float* out = buffer + to.lead + c0 * to.stride;
+    if (from.stride == to.stride && from.pitch == to.pitch && to.lead == 0) {
+        std::memcpy(out, in, count * to.stride * sizeof(float));
+    } else if (!stored_masks_[n].empty()) {
+        const int vectors = static_cast<int>(stored_masks_[n].size());
+        const Shift whole{0, 0, vectors, static_cast<int>(to.stride) - (vectors - 1) * kernels_.lanes,
+                          stored_masks_[n].data()};
+        kernels_.shift(in, from.stride, out, to.stride, count, &whole, 1);
+    } else {
+        for (int c = 0; c < count; ++c, in += from.stride, out += to.stride) {
+            for (int y = 0; y < to.h; ++y) {
+                float* const row = out + static_cast<size_t>(y) * to.pitch;
+                kernels_.every(in + static_cast<size_t>(y) * from.pitch, row, to.w, 1);
+                std::fill(row + to.w, row + to.pitch, 0.f);
             }
+            std::fill(out + static_cast<size_t>(to.h) * to.pitch, out + to.stride, 0.f);
         }
     }
 }
@@ -195,31 +236,27 @@ void Program::write_copies(const Layout& layout, const Plane& from, const float*
     const Window& k = layout.window;
     for (int c = 0; c < count; ++c, in += from.stride, out += layout.stride)
         for (const auto& copy : layout.copies) {
-            float* to = out + copy.dst;
-            float* const end = to + copy.length;
             // Columns [left, right) of the copy lie inside the map.
-            const int columns = lanes_ > 1 ? layout.pitch : layout.out_w, start = copy.column - k.pw;
+            const int columns = layout.pitch, start = copy.column - k.pw;
             const int left = std::min(columns, start < 0 ? divide_up(-start, k.sw) : 0);
             const int right = from.w > start ? std::clamp(divide_up(from.w - start, k.sw), left, columns) : left;
-            const size_t width = static_cast<size_t>(layout.pitch) * lanes_;
-            for (int row = copy.first_row; to < end; ++row, to += width) {
+            const size_t width = static_cast<size_t>(columns) * lanes_;
+            const size_t first = static_cast<size_t>(left) * lanes_, last = static_cast<size_t>(right) * lanes_;
+            float* to = out + copy.dst;
+            for (int row = 0; row < copy.rows; ++row, to += width) {
                 const int y = row * k.sh + copy.phase_y - k.ph;
-                const size_t floats = std::min<size_t>(width, end - to);
                 if (y < 0 || y >= from.h || left == right) {
-                    std::fill(to, to + floats, 0.f);
+                    std::fill(to, to + width, 0.f);
                     continue;
                 }
-                const size_t first = static_cast<size_t>(left) * lanes_, last = static_cast<size_t>(right) * lanes_;
-                std::fill(to, to + std::min(first, floats), 0.f);
-                const float* source = in + (static_cast<size_t>(y) * from.pitch + left * k.sw + start) * lanes_;
+                const float* source = in + (static_cast<ptrdiff_t>(y) * from.pitch + left * k.sw + start) * lanes_;
+                std::fill(to, to + first, 0.f);
                 if (lanes_ == 1)
-                    kernels_.every(source, to + left, static_cast<int>(std::min(last, floats) - std::min(first, floats)), k.sw);
-                else if (k.sw == 1)
-                    std::memcpy(to + first, source, (last - first) * sizeof(float));
+                    kernels_.every(source, to + left, right - left, k.sw);
                 else
                     for (int x = left; x < right; ++x, source += static_cast<size_t>(k.sw) * lanes_)
                         std::memcpy(to + static_cast<size_t>(x) * lanes_, source, lanes_ * sizeof(float));
-                if (last < floats) std::fill(to + last, to + floats, 0.f);
+                std::fill(to + last, to + width, 0.f);
             }
         }
 }

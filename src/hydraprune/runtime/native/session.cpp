@@ -42,7 +42,7 @@ std::unique_ptr<Session::Group> Session::plan_group(int lanes) const {
     group->before = std::make_unique<Program>(network_, 0, split, 1, kernels_, 1);
     for (int n : group->behind->imports()) {
         group->cross.push_back(group->cross_stride);
-        group->cross_stride += network_[n].shape.c * plane_of(network_[n].shape, kernels_.lanes, 1).stride;
+        group->cross_stride += network_[n].shape.c * group->before->stored(n).stride;
     }
     // An odd number of cache lines, so that the images of a group do not fall into the same sets of the cache.
     group->cross_stride = (group->cross_stride + 31) / 32 * 32 + 16;
@@ -98,7 +98,7 @@ void Session::grow(Context& context, const Group* group) const {
 void Session::write_logits(const Program& program, const float* arena, int lanes, int count, float* logits) const {
     const int last = static_cast<int>(network_.size()) - 1;
     const Shape& shape = network_[last].shape;
-    const Plane plane = plane_of(shape, kernels_.lanes, lanes);
+    const Plane& plane = program.stored(last);
     const float* from = program.plain(last, arena);
     for (int i = 0; i < count; ++i)
         for (int c = 0; c < shape.c; ++c)
@@ -107,10 +107,15 @@ void Session::write_logits(const Program& program, const float* arena, int lanes
                     *logits++ = from[c * plane.stride + (static_cast<size_t>(y) * plane.pitch + x) * lanes + i];
 }
 
+Plane Session::image_plane() const {
+    const Shape& s = network_[0].shape;
+    return {s.h, s.w, s.w, 1, static_cast<size_t>(s.h) * s.w};
+}
+
 void Session::run_single(Context& context, const float* image, float* logits) const {
     std::vector<float*> scratch;
     for (auto& memory : context.scratches) scratch.push_back(memory.data);
-    single_->run({{image, 0, 1}}, context.arenas[0].data, scratch.data(), context.team);
+    single_->run({{image, image_plane(), 0, 1}}, context.arenas[0].data, scratch.data(), context.team);
     write_logits(*single_, context.arenas[0].data, 1, 1, logits);
 }
 
@@ -124,18 +129,20 @@ void Session::run_group(Context& context, const Group& group, const float* image
         context.team.run(count, [&](int i, int thread) {
             float* const arena = context.arenas[thread].data;
             Team alone(1);
-            group.before->run({{images + i * image, 0, 1}}, arena, &scratch[thread], alone);
+            group.before->run({{images + i * image, image_plane(), 0, 1}}, arena, &scratch[thread], alone);
             for (size_t k = 0; k < group.cross.size(); ++k) {
                 const int node = group.behind->imports()[k];
                 const Shape& shape = network_[node].shape;
-                const size_t floats = shape.c * plane_of(shape, kernels_.lanes, 1).stride;
+                const size_t floats = shape.c * group.before->stored(node).stride;
                 std::memcpy(cross + i * group.cross_stride + group.cross[k], group.before->plain(node, arena),
                             floats * sizeof(float));
             }
         });
-        for (size_t at : group.cross) inputs.push_back({cross + at, group.cross_stride, count});
+        for (size_t k = 0; k < group.cross.size(); ++k)
+            inputs.push_back({cross + group.cross[k], group.before->stored(group.behind->imports()[k]),
+                              group.cross_stride, count});
     } else {
-        inputs.push_back({images, image, count});
+        inputs.push_back({images, image_plane(), image, count});
     }
     group.behind->run(inputs, context.arenas[0].data, scratch.data(), context.team);
     write_logits(*group.behind, context.arenas[0].data, group.lanes, count, logits);

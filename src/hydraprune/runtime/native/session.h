@@ -47,6 +47,7 @@ class Session {
         size_t floats() const;
     };
 
+    Plane image_plane() const;
     Group* group_for(int images);
     std::unique_ptr<Group> plan_group(int lanes) const;
     void run_single(Context& context, const float* image, float* logits) const;
