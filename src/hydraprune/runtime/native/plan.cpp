@@ -76,15 +76,18 @@ Guard guard(const Window& k, const Shape& in, const Shape& out) {
 
 }  // namespace
 
-// The constants are measured (benchmarks/runtime.py --calibrate): a sparse multiply-add reads its vector and, once a
-// tile, a weight and an offset; a dense one shares its reads among the channels of a block.
+// The unit is one multiply-add whose vector comes from the first cache. The constants are measured (docs/runtime.md): a
+// sparse one reads its vector and, once a tile, a weight and an offset; a dense one shares its reads among the channels
+// of a block. Images side by side multiply what a layer reads, so that it may leave the second cache.
 Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kernels) {
     const Window k = window_of(node, in);
     const double kept = static_cast<double>(node.weight.size());
     const double all = static_cast<double>(node.shape.c) * fan_in(node, in);
     const int pixels = node.shape.h * node.shape.w;
     const bool can_be_dense = node.groups == 1;
-    constexpr double kTap = 1.2, kDense = .55, kDirect = 1.13;
+    constexpr double kTap = 1.7, kDense = .6, kDirect = 1.13;
+    const double bytes = static_cast<double>(in.c) * (in.h + 2 * k.ph) * (in.w + 2 * k.pw) * lanes * sizeof(float);
+    const double read = lanes == 1 ? 1.2 : bytes < 200e3 ? 1. : bytes < 800e3 ? 2.2 : 5.;
     if (lanes == 1 && pixels == 1) {
         const double dense = static_cast<double>(node.shape.c) * in.size() / kernels.lanes * 8;
         return can_be_dense && dense < 1.2 * kept ? Choice{Method::dense_each, dense}
@@ -92,9 +95,9 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
     }
     const int run = lanes / kernels.lanes;
     if (lanes > 1 && pixels == 1 && k.ph == 0 && k.pw == 0) {
-        const double dense = all * run * kDense;
-        return can_be_dense && dense < kept * (run + kTap) ? Choice{Method::dense_each, dense}
-                                                           : Choice{Method::sparse_each, kept * (run + kTap)};
+        const double dense = all * run * kDense * read;
+        return can_be_dense && dense < kept * (run * read + kTap) ? Choice{Method::dense_each, dense}
+                                                           : Choice{Method::sparse_each, kept * (run * read + kTap)};
     }
     double met_taps = pixels, met_rows = node.shape.h;
     if (lanes > 1) {
@@ -118,9 +121,9 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
     const double tiles = lanes == 1 ? divide_up(static_cast<int>(vectors), kernels.most_vectors)
                                     : met_rows * divide_up(node.shape.w * run, kernels.most_vectors);
     const int in_run = static_cast<int>(vectors);
-    Choice best{Method::sparse, kept * (vectors + kTap * tiles), direct, in_run};
+    Choice best{Method::sparse, kept * (vectors * read + kTap * tiles), direct, in_run};
     if (lanes > 1 && pixels <= 4) {
-        const double each = kept * met_taps * (run + kTap);
+        const double each = kept * met_taps * (run * read + kTap);
         if (each < best.cost) best = {Method::sparse_each, each};
     }
     const double dense = all * vectors * kDense;

@@ -49,15 +49,13 @@ std::unique_ptr<Session::Group> Session::plan_group(int lanes) const {
     return group;
 }
 
-Session::Group* Session::group_for(int images) {
-    for (int lanes : {4 * kernels_.lanes, kernels_.lanes}) {
-        if (images < lanes * 3 / 4) continue;
-        const auto found = groups_.find(lanes);
-        Group* group = found != groups_.end() ? found->second.get()
-                                              : (groups_[lanes] = plan_group(lanes)).get();
-        if (group) return group;
+const Session::Group* Session::group_for(int images) {
+    if (images < kernels_.lanes * 3 / 4) return nullptr;
+    if (!grouped_) {
+        grouped_ = true;
+        group_ = plan_group(kernels_.lanes);
     }
-    return nullptr;
+    return group_.get();
 }
 
 size_t Session::Context::floats() const {
@@ -160,7 +158,7 @@ void Session::run(const float* images, int batch, float* logits) {
     }
     if (!context) context = std::make_unique<Context>(threads_);
     for (int done = 0; done < batch;) {
-        Group* group;
+        const Group* group;
         {
             std::lock_guard<std::mutex> lock(mutex_);
             group = group_for(batch - done);
@@ -181,11 +179,7 @@ Session::Memory Session::memory() {
     Memory memory{single_->weight_bytes(), 0};
     for (const auto& node : network_)
         memory.weights += 4 * (node.weight.size() + node.position.size() + node.row.size() + node.bias.size());
-    for (const auto& entry : groups_)
-        if (entry.second) {
-            memory.weights += entry.second->behind->weight_bytes();
-            if (entry.second->before) memory.weights += entry.second->before->weight_bytes();
-        }
+    if (group_) memory.weights += group_->behind->weight_bytes() + (group_->before ? group_->before->weight_bytes() : 0);
     memory.activations = std::max(most_floats_, single_->arena_floats() + threads_ * single_->scratch_floats()) * 4;
     return memory;
 }

@@ -1,6 +1,5 @@
 // Programs for one image and for groups of images, and the memory that calls of any thread run them in.
 #pragma once
-#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -48,7 +47,7 @@ class Session {
     };
 
     Plane image_plane() const;
-    Group* group_for(int images);
+    const Group* group_for(int images);
     std::unique_ptr<Group> plan_group(int lanes) const;
     void run_single(Context& context, const float* image, float* logits) const;
     void run_group(Context& context, const Group& group, const float* images, int count, float* logits) const;
@@ -59,7 +58,8 @@ class Session {
     const int threads_;
     Network network_;
     std::unique_ptr<Program> single_;
-    std::map<int, std::unique_ptr<Group>> groups_;
+    std::unique_ptr<Group> group_;
+    bool grouped_ = false;  // whether that has been planned
     std::mutex mutex_;
     std::vector<std::unique_ptr<Context>> idle_;
     size_t most_floats_ = 0;
