@@ -120,14 +120,13 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
     const double vectors = lanes > 1 ? met_rows * node.shape.w * run : direct ? flat : narrow;
     const double tiles = lanes == 1 ? divide_up(static_cast<int>(vectors), kernels.most_vectors)
                                     : met_rows * divide_up(node.shape.w * run, kernels.most_vectors);
-    const int in_run = static_cast<int>(vectors);
-    Choice best{Method::sparse, kept * (vectors * read + kTap * tiles), direct, in_run};
+    Choice best{Method::sparse, kept * (vectors * read + kTap * tiles), direct};
     if (lanes > 1 && pixels <= 4) {
         const double each = kept * met_taps * (run * read + kTap);
         if (each < best.cost) best = {Method::sparse_each, each};
     }
     const double dense = all * vectors * kDense;
-    if (can_be_dense && dense < best.cost) best = {Method::dense, dense, direct, in_run};
+    if (can_be_dense && dense < best.cost) best = {Method::dense, dense, direct};
     return best;
 }
 
@@ -256,6 +255,10 @@ void Program::plan_planes(const std::vector<std::vector<int>>& users) {
             const bool swapped = node.kind == Kind::add && pipeline_of_[node.in[0]] != pipeline_of_[n];
             slot_[n] = slot_[node.in[swapped ? 1 : 0]];
         }
+        if (right == 0 && below == 0) {  // nobody reads beyond the map: it is written down as it lies there
+            stored_[n] = slot_[n];
+            continue;
+        }
         if (lanes_ == 1 && slot_[n].pitch == pitch && slot_[n].stride > 1) {
             auto& masks = stored_masks_[n];
             masks.assign(divide_up(static_cast<int>(stored_[n].stride), vector), 0);
@@ -286,9 +289,9 @@ void Program::plan_slots(Pipeline& p) {
         return static_cast<int>(p.slot.size()) - 1;
     };
     auto written_down = [&](int node) {
-        if (plain_buffer_[node] >= 0) p.ops.push_back({Op::plain, node, slot[node], -1, -1, -1, plain_buffer_[node], -1});
+        if (plain_buffer_[node] >= 0) p.ops.push_back({Op::plain, node, slot[node], -1, -1, -1, plain_buffer_[node], -1, false});
         for (int layout : layouts_of_[node])
-            p.ops.push_back({Op::copies, node, slot[node], -1, -1, -1, layout_buffer_[layout], layout});
+            p.ops.push_back({Op::copies, node, slot[node], -1, -1, -1, layout_buffer_[layout], layout, false});
     };
     auto readers_here = [&](int node) {
         int count = 0;
@@ -305,6 +308,14 @@ void Program::plan_slots(Pipeline& p) {
         int in = node.in[0], other = node.in[1];
         if (node.kind == Kind::add && pipeline_of_[in] != number) std::swap(in, other);
         if (node.kind == Kind::relu && in == p.root && p.conv.relu) {
+            slot[n] = slot[in];
+            written_down(n);
+            continue;
+        }
+        // So is one that alone reads a sum or an affine.
+        if (node.kind == Kind::relu && !p.ops.empty() && p.ops.back().node == in &&
+            (p.ops.back().type == Op::affine || p.ops.back().type == Op::add) && readers_here(in) == 1) {
+            p.ops.back().rectify = true;
             slot[n] = slot[in];
             written_down(n);
             continue;
@@ -393,10 +404,10 @@ void Program::plan_copies(Layout& l, int n) const {
         copy.dst = l.stride;
         const int length = copy.rows * l.pitch;
         l.stride += static_cast<size_t>(length) * lanes_;
-        if (!shifted) continue;
-        copy.masks.assign(divide_up(length, vector), 0);
-        for (int i = 0; i < length; ++i) {
-            const int y = i / l.pitch - k.ph, x = i % l.pitch + copy.column - k.pw;
+        const int masked = shifted ? length : l.pitch;
+        copy.masks.assign(divide_up(masked, vector), 0);
+        for (int i = 0; i < masked; ++i) {
+            const int y = shifted ? i / l.pitch - k.ph : 0, x = i % l.pitch * k.sw + copy.column - k.pw;
             if (y >= 0 && y < in.h && x >= 0 && x < in.w) copy.masks[i / vector] |= 1u << i % vector;
         }
     }
@@ -437,7 +448,8 @@ void Program::plan_conv(Pipeline& p) {
         pack_each(node, conv, conv.method == Method::dense_each);
         return;
     }
-    conv.vectors = lanes_ > 1 ? node.shape.w * (lanes_ / kernels_.lanes) : choice.vectors;
+    const int floats = (node.shape.h - 1) * slot_[p.root].pitch + node.shape.w;
+    conv.vectors = lanes_ > 1 ? node.shape.w * (lanes_ / kernels_.lanes) : divide_up(floats, kernels_.lanes);
     int most = conv.method == Method::dense ? kernels_.most_dense : kernels_.most_vectors;
     if (lanes_ == 1 && conv.method == Method::sparse) {
         const double taps = static_cast<double>(node.weight.size()) / node.shape.c;

@@ -34,33 +34,37 @@ void Program::run_block(const Pipeline& p, int c0, int count, const std::vector<
                 break;
             case Op::affine:
                 if (to.stride == 1)
-                    for (int c = 0; c < count; ++c) out[c] = from[c] * node.scale[c0 + c] + node.offset[c0 + c];
+                    for (int c = 0; c < count; ++c) {
+                        const float y = from[c] * node.scale[c0 + c] + node.offset[c0 + c];
+                        out[c] = op.rectify && 0 > y ? 0 : y;
+                    }
                 else
                     for (int c = 0; c < count; ++c)
                         kernels_.affine(out + c * to.stride, from + c * to.stride, to.stride, node.scale[c0 + c],
-                                        node.offset[c0 + c]);
+                                        node.offset[c0 + c], op.rectify);
                 break;
             case Op::add: {
                 if (op.other >= 0) {
-                    kernels_.add(out, from, scratch + p.slot[op.other], floats);
+                    kernels_.add(out, from, scratch + p.slot[op.other], floats, op.rectify);
                     break;
                 }
                 const int other = node.in[pipeline_of_[node.in[0]] == pipeline_of_[op.node] ? 1 : 0];
                 const Plane& with = stored_[other];
                 const float* summand = arena + buffers_[op.other_buffer].at + with.lead + c0 * with.stride;
                 if (with.stride == to.stride && with.pitch == to.pitch) {
-                    kernels_.add(out, from, summand, floats);
+                    kernels_.add(out, from, summand, floats, op.rectify);
                     break;
                 }
                 for (int c = 0; c < count; ++c)
                     if (with.pitch == to.pitch)
                         kernels_.add(out + c * to.stride, from + c * to.stride, summand + c * with.stride,
-                                     static_cast<size_t>(to.h) * to.pitch);
+                                     static_cast<size_t>(to.h) * to.pitch, op.rectify);
                     else
                         for (int y = 0; y < to.h; ++y)
                             for (int x = 0; x < to.w; ++x) {
                                 const size_t at = c * to.stride + static_cast<size_t>(y) * to.pitch + x;
-                                out[at] = from[at] + summand[c * with.stride + static_cast<size_t>(y) * with.pitch + x];
+                                const float sum = from[at] + summand[c * with.stride + static_cast<size_t>(y) * with.pitch + x];
+                                out[at] = op.rectify && 0 > sum ? 0 : sum;
                             }
                 break;
             }
@@ -187,7 +191,7 @@ void Program::run_pool(const Op& op, const Plane& from, const Plane& to, const f
                             if (first) std::memcpy(pixel, at, lanes_ * sizeof(float));
                             else (node.maximum ? kernels_.max_rows : kernels_.sum_rows)(pixel, at, lanes_);
                         }
-                    if (!node.maximum) kernels_.affine(pixel, pixel, lanes_, factor, 0);
+                    if (!node.maximum) kernels_.affine(pixel, pixel, lanes_, factor, 0, false);
                     continue;
                 }
                 const float* corner = in + static_cast<size_t>(rows.begin) * from.pitch;
@@ -243,6 +247,18 @@ void Program::write_copies(const Layout& layout, const Plane& from, const float*
             const size_t width = static_cast<size_t>(columns) * lanes_;
             const size_t first = static_cast<size_t>(left) * lanes_, last = static_cast<size_t>(right) * lanes_;
             float* to = out + copy.dst;
+            if (lanes_ == 1 && k.sw == 2) {
+                // Rows [top, bottom) lie inside the map.
+                const int above = k.ph - copy.phase_y;
+                const int top = std::min(copy.rows, above > 0 ? divide_up(above, k.sh) : 0);
+                const int bottom = std::clamp(divide_up(from.h + above, k.sh), top, copy.rows);
+                std::fill(to, to + top * width, 0.f);
+                kernels_.every_second(in + (static_cast<ptrdiff_t>(top) * k.sh - above) * from.pitch + start,
+                                      static_cast<size_t>(from.pitch) * k.sh, to + top * width, bottom - top, columns,
+                                      copy.masks.data());
+                std::fill(to + bottom * width, to + copy.rows * width, 0.f);
+                continue;
+            }
             for (int row = 0; row < copy.rows; ++row, to += width) {
                 const int y = row * k.sh + copy.phase_y - k.ph;
                 if (y < 0 || y >= from.h || left == right) {

@@ -35,7 +35,6 @@ struct Choice {
     Method method;
     double cost;
     bool direct = false;  // reads the plain map
-    int vectors = 0;      // of a run over the whole map, with lanes = 1
 };
 Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kernels);
 
@@ -45,7 +44,7 @@ struct Layout {
         int phase_y, column;  // the first pixel it takes is (phase_y - ph, column - pw)
         int rows;
         size_t dst;
-        std::vector<uint32_t> masks;  // where it is a shift of the plane
+        std::vector<uint32_t> masks;  // of the whole copy where it is a shift of the plane, else of a row
     };
     Window window;
     int out_h, out_w;
@@ -91,6 +90,7 @@ class Program {
         int other_buffer = -1;  // buffer of the other summand
         int buffer = -1;
         int layout = -1;
+        bool rectify = false;  // affine, add
     };
     struct Conv {  // how a convolution or linear layer is computed
         Method method = Method::sparse;

@@ -55,11 +55,13 @@ struct Kernels {
     void (*shift)(const float* plane, size_t plane_stride, float* dst, size_t dst_stride, int channels,
                   const Shift* copies, int count);
     void (*relu)(float* x, const float* from, size_t n);
-    void (*affine)(float* x, const float* from, size_t n, float scale, float shift);
-    void (*add)(float* x, const float* from, const float* other, size_t n);
+    void (*affine)(float* x, const float* from, size_t n, float scale, float shift, bool relu);
+    void (*add)(float* x, const float* from, const float* other, size_t n, bool relu);
     // 2 x 2 windows, stride 2, of rows `pitch` floats apart
     void (*max_pool)(const float* plane, int pitch, float* out, int out_pitch, int rows, int columns);
     void (*every)(const float* from, float* to, int count, int step);  // to[i] = from[i * step]
+    // Every second number of every row: out[row * columns + i] = from[row * from_pitch + 2 * i] where the mask has i, or 0
+    void (*every_second)(const float* from, size_t from_pitch, float* out, int rows, int columns, const uint32_t* masks);
     void (*max_rows)(float* out, const float* row, size_t n);  // out = max(out, row)
     void (*sum_rows)(float* out, const float* row, size_t n);  // out += row
 };

@@ -177,13 +177,19 @@ void relu(float* x, const float* from, size_t n) {
     for (size_t i = 0; i < n; i += LANES) store(x + i, rectified(load(from + i)));
 }
 
-void affine(float* x, const float* from, size_t n, float scale, float offset) {
+void affine(float* x, const float* from, size_t n, float scale, float offset, bool rectify) {
     const vec s = splat(scale), o = splat(offset);
-    for (size_t i = 0; i < n; i += LANES) store(x + i, load(from + i) * s + o);
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec y = load(from + i) * s + o;
+        store(x + i, rectify ? rectified(y) : y);
+    }
 }
 
-void add(float* x, const float* from, const float* other, size_t n) {
-    for (size_t i = 0; i < n; i += LANES) store(x + i, load(from + i) + load(other + i));
+void add(float* x, const float* from, const float* other, size_t n, bool rectify) {
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec y = load(from + i) + load(other + i);
+        store(x + i, rectify ? rectified(y) : y);
+    }
 }
 
 void max_rows(float* out, const float* row, size_t n) {
@@ -194,22 +200,21 @@ void sum_rows(float* out, const float* row, size_t n) {
     for (size_t i = 0; i < n; i += LANES) store(out + i, load(out + i) + load(row + i));
 }
 
-// The greater of every two neighbours of left and right.
-inline vec halved(vec left, vec right) {
+// Every second number of left and right, from number `first` on.
+inline vec evens_or_odds(vec left, vec right, int first) {
 #if defined(__clang__)
     vec out;
-    for (int i = 0; i < LANES; ++i) {
-        const vec& half = i < LANES / 2 ? left : right;
-        const float a = half[2 * i % LANES], b = half[2 * i % LANES + 1];
-        out[i] = a > b ? a : b;
-    }
+    for (int i = 0; i < LANES; ++i) out[i] = (i < LANES / 2 ? left : right)[2 * i % LANES + first];
     return out;
 #else
-    ivec even;
-    for (int i = 0; i < LANES; ++i) even[i] = 2 * i;
-    return larger(__builtin_shuffle(left, right, even), __builtin_shuffle(left, right, even + 1));
+    ivec picked;
+    for (int i = 0; i < LANES; ++i) picked[i] = 2 * i + first;
+    return __builtin_shuffle(left, right, picked);
 #endif
 }
+
+// The greater of every two neighbours of left and right.
+inline vec halved(vec left, vec right) { return larger(evens_or_odds(left, right, 0), evens_or_odds(left, right, 1)); }
 
 void max_pool(const float* plane, int pitch, float* out, int out_pitch, int rows, int columns) {
     for (int y = 0; y < rows; ++y, plane += 2 * pitch, out += out_pitch)
@@ -226,11 +231,20 @@ void max_pool(const float* plane, int pitch, float* out, int out_pitch, int rows
         }
 }
 
+void every_second(const float* from, size_t from_pitch, float* out, int rows, int columns, const uint32_t* masks) {
+    for (int y = 0; y < rows; ++y, from += from_pitch, out += columns)
+        for (int i = 0; i < columns; i += LANES) {
+            const vec left = load(from + 2 * i);
+            const vec right = columns - i > LANES / 2 ? load(from + 2 * i + LANES) : left;
+            const vec x = masked(evens_or_odds(left, right, 0), masks[i / LANES]);
+            if (columns - i >= LANES) store(out + i, x);
+            else store_part(out + i, x, columns - i);
+        }
+}
+
 void every(const float* from, float* to, int count, int step) {
     if (step == 1)
         for (int i = 0; i < count; ++i) to[i] = from[i];
-    else if (step == 2)
-        for (int i = 0; i < count; ++i) to[i] = from[2 * i];
     else
         for (int i = 0; i < count; ++i) to[i] = from[i * step];
 }
@@ -272,7 +286,7 @@ const Kernels* JOINED(KERNEL_SET, _kernels)() {
         NAME(KERNEL_SET), LANES, MOST_VECTORS, DENSE_VECTORS,
         {sparse_table<uint16_t>, sparse_table<uint32_t>}, dense_table, {sparse_dot<uint16_t>, sparse_dot<uint32_t>},
         dense_dot, shift,
-        relu, affine, add, max_pool, every, max_rows, sum_rows,
+        relu, affine, add, max_pool, every, every_second, max_rows, sum_rows,
     };
     return &table;
 }
