@@ -234,9 +234,12 @@ void max_pool(const float* plane, int pitch, float* out, int out_pitch, int rows
 void every_second(const float* from, size_t from_pitch, float* out, int rows, int columns, const uint32_t* masks) {
     for (int y = 0; y < rows; ++y, from += from_pitch, out += columns)
         for (int i = 0; i < columns; i += LANES) {
-            const vec left = load(from + 2 * i);
-            const vec right = columns - i > LANES / 2 ? load(from + 2 * i + LANES) : left;
-            const vec x = masked(evens_or_odds(left, right, 0), masks[i / LANES]);
+            vec x{};
+            if (masks[i / LANES]) {  // else it may lie anywhere outside the plane
+                const vec left = load(from + 2 * i);
+                const vec right = columns - i > LANES / 2 ? load(from + 2 * i + LANES) : left;
+                x = masked(evens_or_odds(left, right, 0), masks[i / LANES]);
+            }
             if (columns - i >= LANES) store(out + i, x);
             else store_part(out + i, x, columns - i);
         }

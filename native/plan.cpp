@@ -56,6 +56,7 @@ size_t fan_in(const Node& node, const Shape& in) {
     return static_cast<size_t>(in.c / node.groups) * k.kh * k.kw;
 }
 
+constexpr size_t kMostFloats = size_t{1} << 28;  // of activations: a file may claim anything
 constexpr double kCached = 16 * 1024;  // bytes of the first cache for what a tile reads
 
 constexpr double kVisit = 64;             // multiply-adds that are worth another visit of the sums
@@ -146,6 +147,7 @@ Program::Program(const Network& network, int first, int last, int lanes, const K
       layouts_of_(network.size()) {
     plan_pipelines();
     plan_arena();
+    if (arena_floats_ > kMostFloats || scratch_floats_ > kMostFloats) throw std::length_error("too much memory");
 }
 
 int Program::plain_buffer(int node) {
@@ -282,9 +284,11 @@ void Program::plan_slots(Pipeline& p) {
     const int number = static_cast<int>(&p - pipelines_.data());
     std::vector<int> slot(network_.size(), -1);
     auto new_slot = [&](int node) {
-        const size_t floats = round_up(p.block * slot_[node].stride, kernels_.lanes) + 4 * kernels_.lanes;
+        // Vectors with a pixel of the map in them may begin before it and end behind it, by two vectors at most.
+        const size_t around = 2 * kernels_.lanes;
+        const size_t floats = round_up(p.block * slot_[node].stride, kernels_.lanes) + 3 * around;
         const size_t at = p.slot_end;
-        p.slot.push_back(at + kernels_.lanes);
+        p.slot.push_back(at + around);
         p.slot_end = at + round_up(floats, 16);
         return static_cast<int>(p.slot.size()) - 1;
     };

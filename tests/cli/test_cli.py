@@ -107,7 +107,7 @@ def test_a_stage_folder_and_an_own_network_are_targets_too(folder, tmp_path, cap
     assert main(["evaluate", str(stage), *options]) == 0
     by_stage = json.loads(capsys.readouterr().out)
     weights = tmp_path / "weights.safetensors"
-    assert main(["export", str(folder), "--format", "state-dict", "--out", str(weights)]) == 0
+    assert main(["export", str(folder), "--to", "state-dict", "--output", str(weights)]) == 0
     capsys.readouterr()
     own = ["--model", "cnn_tiny", "--weights", str(weights), "--data", "digits", "--eps", "0.1"]
     assert main(["evaluate", *own, *options]) == 0
@@ -118,7 +118,7 @@ def test_a_stage_folder_and_an_own_network_are_targets_too(folder, tmp_path, cap
 def test_export_compact_is_the_artefact_again(folder, tmp_path):
     out = tmp_path / "again.safetensors"
     artefact = folder / "artefacts" / "hydra-global-0.9-s0.safetensors"
-    assert main(["export", str(artefact), "--out", str(out)]) == 0
+    assert main(["export", str(artefact), "--output", str(out)]) == 0
     assert out.read_bytes() == artefact.read_bytes()
 
 
@@ -179,7 +179,7 @@ def mistakes(tmp_path: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "unknown criterion": (["compare", "--criteria", "hydr"], "did you mean 'hydra'?"),
         "no run folder": (["status", str(tmp_path)], "not a run folder"),
         "no report": (["report", str(tmp_path)], "results.json"),
-        "no out": (["export", str(folder)], "--out"),
+        "no out": (["export", str(folder)], "--output"),
         "no gpu": (["run", "--hardware.accelerator", "mps"], "hardware.accelerator"),
     }
 

@@ -208,9 +208,9 @@ def test_the_run_folder_and_its_stage_are_targets(run, tmp_path, capsys):
     assert main(["evaluate", str(run), "--attack", "pgd2x1", "--n", "20", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["eps_text"] == "0.1"
     (artefact,), (stage,) = (run / "artefacts").iterdir(), pipeline.stage_folders(run)
-    assert main(["export", str(run), "--out", str(tmp_path / "again.safetensors")]) == 0
+    assert main(["export", str(run), "--output", str(tmp_path / "again.safetensors")]) == 0
     assert (tmp_path / "again.safetensors").read_bytes() == artefact.read_bytes()
-    assert main(["export", str(stage.folder), "--out", str(tmp_path / "stage.safetensors")]) == 0
+    assert main(["export", str(stage.folder), "--output", str(tmp_path / "stage.safetensors")]) == 0
     again = load_compact(tmp_path / "stage.safetensors")
     assert all(
         torch.equal(*pair)

@@ -194,6 +194,6 @@ def test_the_header_is_json_that_other_tools_can_read(tmp_path):
     weight, mask = pruned((20, 30), 0.1)
     data = store(tmp_path, weight, mask).read_bytes()
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    assert (metadata["format"], metadata["format_version"]) == ("hydraprune-compact", "1")
+    assert (metadata["format"], metadata["format_version"]) == ("hydraprune-compact", "2")
     entry = json.loads(metadata["header"])["sparse"]["w"]
     assert entry == {"shape": [20, 30], "kept": int(mask.sum()), "encoding": "gaps-raw"}

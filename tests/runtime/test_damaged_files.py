@@ -11,6 +11,7 @@ from safetensors.numpy import save, save_file
 
 from hydraprune import runtime
 from hydraprune.errors import UserError
+from hydraprune.runtime.container import seal
 
 
 def sample():
@@ -112,7 +113,7 @@ def test_a_file_forged_without_a_mistake_is_read(tmp_path):
     ("metadata", "message"),
     [
         ({"format": "pt"}, "did not write it"),
-        ({"format_version": "2"}, "reads up to 1; update hydraprune"),
+        ({"format_version": "3"}, "reads up to 2; update hydraprune"),
         ({"format_version": "0"}, "never was"),
         ({"format_version": "one"}, "not a number"),
         ({"format_version": "9" * 5000}, "not a number"),
@@ -201,6 +202,6 @@ def test_one_stored_tensor_cannot_serve_two_sparse_ones(tmp_path):
 
 def test_an_unknown_dtype_is_refused(tmp_path, sound):
     path = tmp_path / "forged"
-    path.write_bytes(sound.replace(b'"dtype":"I64"', b'"dtype":"C64"'))
+    path.write_bytes(seal(sound.replace(b'"dtype":"I64"', b'"dtype":"C64"')))
     with pytest.raises(UserError, match=r"forged.*dtype C64; known: BOOL"):
         runtime.read(path)

@@ -11,7 +11,7 @@ from hydraprune.cli.output import say
 from hydraprune.errors import UserError
 from hydraprune.io import make_folder
 
-SUFFIXES = {"compact": ".safetensors", "state-dict": ".safetensors", "onnx": ".onnx"}
+SUFFIXES = {"artefact": ".hp", "state-dict": ".safetensors", "onnx": ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -19,27 +19,33 @@ class Options(TargetOptions):
     """Write a network to a file that others can use.
 
     Args:
-        format: compact keeps pruned weights out of the file, without loss; state-dict is dense safetensors for any
-            PyTorch code; onnx runs in onnxruntime and others, with a free batch size.
-        out: the file to write.
+        to: artefact keeps pruned weights out of the file and runs in hydraprune.runtime; state-dict is dense
+            safetensors for any PyTorch code; onnx runs in onnxruntime and others, with a free batch size.
+        values: how the artefact stores kept weights: fp32 to the bit; fp16 or int8 smaller and rounded.
+        output: the file to write.
     """
 
-    format: Literal["compact", "state-dict", "onnx"] = "compact"
-    out: Path | None = None
+    to: Literal["artefact", "state-dict", "onnx"] = "artefact"
+    values: Literal["fp32", "fp16", "int8"] = "fp32"
+    output: Path | None = None
 
 
 def command(name: str, words: Sequence[str]) -> int:
     """Export and say how large the file is."""
     options = parse(Options, f"hydraprune {name}", words)
-    if options.out is None:
-        raise UserError(f"say where to write with --out FILE{SUFFIXES[options.format]}")
+    if options.output is None:
+        raise UserError(f"say where to write with --output FILE{SUFFIXES[options.to]}")
+    if options.values != "fp32" and options.to != "artefact":
+        raise UserError(f"--values {options.values} is for --to artefact")
     target = options.open()
-    make_folder(options.out.parent)
-    if options.format == "compact":
-        size = export.save_compact(options.out, target.model, target.masks, target.architecture, target.description)
-    elif options.format == "state-dict":
-        size = export.save_state_dict(options.out, target.model)
+    make_folder(options.output.parent)
+    if options.to == "artefact":
+        size = export.save_compact(
+            options.output, target.model, target.masks, target.architecture, target.description, options.values
+        )
+    elif options.to == "state-dict":
+        size = export.save_state_dict(options.output, target.model)
     else:
-        size = export.save_onnx(options.out, target.model, target.architecture.in_shape)
-    say(f"{options.out}  {options.format}  {size:,} bytes")
+        size = export.save_onnx(options.output, target.model, target.architecture.in_shape)
+    say(f"{options.output}  {options.to}  {size:,} bytes")
     return 0

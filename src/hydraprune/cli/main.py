@@ -19,6 +19,7 @@ COMMANDS = {
     "finetune": ("train", "only as far as the fine-tuned network"),
     "evaluate": ("evaluate", "benign and robust accuracy of any network"),
     "export": ("export", "a network as compact artefact, dense state dict or ONNX"),
+    "predict": ("predict", "the class of image files, by a compact network, without the training stack"),
     "import": ("import_", "a checkpoint of the original HYDRA code as a run folder"),
     "report": ("show", "write the report of a run folder anew"),
     "status": ("show", "what is finished in a run folder and what is not"),

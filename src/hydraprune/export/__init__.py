@@ -1,6 +1,7 @@
 """Networks that leave the house: compact artefact, ONNX, dense state dict; each checked by a round trip."""
 
 from hydraprune.export.compact import Architecture, CompactNetwork, load_compact, read_architecture, save_compact
+from hydraprune.export.graph import trace_graph
 from hydraprune.export.hydra_checkpoint import HydraCheckpoint, hydra_statistics, read_hydra_checkpoint
 from hydraprune.export.onnx import save_onnx
 from hydraprune.export.size import dense_size_bytes
@@ -19,4 +20,5 @@ __all__ = [
     "save_compact",
     "save_onnx",
     "save_state_dict",
+    "trace_graph",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hydraprune import models, runtime
 from hydraprune.errors import HydrapruneError, UserError
+from hydraprune.export.graph import trace_graph
 from hydraprune.export.tensors import check_fits, fill, plain_tensors, same_bits, tie, tied_names
 
 _KEY = "architecture"
@@ -44,8 +45,12 @@ def save_compact(
     masks: Mapping[str, Tensor],
     architecture: Architecture,
     description: Mapping[str, Any],
+    values: str = "fp32",
 ) -> int:
     """Write a pruned network as one compact file, check it by reading it back, and return its size in bytes.
+
+    BatchNorm is kept as it was trained, so that the file loads back into the module to the bit; the sparse runtime
+    folds it when it loads the file. A module of operations that the runtime lacks is stored without its graph.
 
     Args:
         path: the file to make or replace.
@@ -53,6 +58,8 @@ def save_compact(
         masks: parameter name -> boolean tensor of its shape, True where the weight is kept.
         architecture: what builds the module again.
         description: class names, threat model, recipe, measured numbers: anything JSON can hold.
+        values: how kept weights are stored: fp32 to the bit; fp16 or int8 rounded, so that the loaded network
+            predicts a little differently and is to be measured anew.
 
     Raises:
         UserError: the module is still parametrized, a mask does not fit it, a removed weight is not 0, a masked
@@ -66,8 +73,8 @@ def save_compact(
     kept = _masks_of_stored(masks, aliases)
     arrays = {name: _array(name, tensor) for name, tensor in tensors.items() if name not in aliases}
     described = {_KEY: asdict(architecture), **description}
-    size_bytes = runtime.write(path, arrays, kept, described, aliases)
-    _check_read_back(path, tensors, kept)
+    size_bytes = runtime.write(path, arrays, kept, described, aliases, _graph(model, architecture), values)
+    _check_read_back(path, tensors, kept, exact=values == "fp32")
     return size_bytes
 
 
@@ -95,6 +102,13 @@ def load_compact(path: Path, model: nn.Module | None = None) -> CompactNetwork:
 def read_architecture(path: Path) -> Architecture:
     """Return what builds the module of a compact file, from its header alone; `UserError` if it does not say."""
     return _architecture(runtime.inspect(path).description.get(_KEY), path)
+
+
+def _graph(model: nn.Module, architecture: Architecture) -> dict[str, Any] | None:
+    try:
+        return trace_graph(model, architecture.in_shape)
+    except UserError:
+        return None
 
 
 def _create(architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
@@ -144,12 +158,16 @@ def _array(name: str, tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _check_read_back(path: Path, tensors: Mapping[str, Tensor], kept: Mapping[str, NDArray[np.bool_]]) -> None:
+def _check_read_back(
+    path: Path, tensors: Mapping[str, Tensor], kept: Mapping[str, NDArray[np.bool_]], *, exact: bool
+) -> None:
     file = runtime.read(path)
     same = file.tensors.keys() == tensors.keys() and file.masks.keys() == kept.keys()
     same = same and all(np.array_equal(file.masks[name], mask) for name, mask in kept.items())
     for name, tensor in tensors.items() if same else ():
         mask = kept.get(file.aliases.get(name, name))
+        if mask is not None and not exact:
+            continue
         # A removed weight of -0.0 (a product with the mask makes such) is stored as 0.0, which predicts the same.
         wanted = tensor.cpu() if mask is None else torch.where(torch.from_numpy(mask), tensor.cpu(), 0.0)
         same = same and same_bits(torch.from_numpy(file.tensors[name]), wanted)

@@ -58,7 +58,8 @@ class _Writer:
                 return  # sizes that a reshape reads
             self._write(node, _from_call(node))
         elif node.op == "output":
-            if node.args[0] not in self._value or self._value[node.args[0]] != len(self.nodes):
+            last = node.args[0]
+            if not isinstance(last, fx.Node) or self._value.get(last) != len(self.nodes):
                 raise UserError("the last operation of the module is not its logits")
         else:
             raise UserError(f"the sparse runtime cannot compute '{node.target}' (torch.fx: {node.op})")
@@ -71,7 +72,7 @@ class _Writer:
         if entry["op"] == "add":
             if not all(isinstance(arg, fx.Node) for arg in node.args[:2]):
                 raise UserError("the sparse runtime adds two values of the network, not a number to one")
-            inputs = [self._value[arg] for arg in node.args[:2]]  # type: ignore[index]
+            inputs = [self._value[arg] for arg in node.args[:2] if isinstance(arg, fx.Node)]
         self.nodes.append({"op": entry.pop("op"), "in": inputs, **entry})
         self._value[node] = len(self.nodes)
 
@@ -104,11 +105,19 @@ def _batchnorm(name: str, module: Any) -> dict[str, Any]:
     return {"op": "batchnorm", **{key: f"{name}.{own}" for key, own in names.items()}, "eps": float(module.eps)}
 
 
-def _max_pool(kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False) -> dict[str, Any]:
+def _max_pool(
+    kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> dict[str, Any]:
     if _pair(dilation) != [1, 1]:
         raise UserError("the sparse runtime does not dilate pooling")
     stride = stride or kernel
-    return {"op": "max_pool", "kernel": _pair(kernel), "stride": _pair(stride), "padding": _pair(padding), "ceil": ceil}
+    return {
+        "op": "max_pool",
+        "kernel": _pair(kernel),
+        "stride": _pair(stride),
+        "padding": _pair(padding),
+        "ceil": ceil,
+    }
 
 
 def _avg_pool(
@@ -155,8 +164,9 @@ _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _NOTHING = {"contiguous", F.dropout}
 
 
-def _from_call(node: fx.Node) -> dict[str, Any] | None:
-    target, args, keywords = node.target, node.args[1:], dict(node.kwargs)
+def _from_call(node: fx.Node) -> dict[str, Any] | None:  # noqa: PLR0911 - one return for each operation
+    target, keywords = node.target, dict(node.kwargs)
+    args: tuple[Any, ...] = node.args[1:]
     keywords.pop("inplace", None)
     if target in _RELU:
         return {"op": "relu"}
@@ -171,7 +181,12 @@ def _from_call(node: fx.Node) -> dict[str, Any] | None:
         if len(sizes) == 2 and sizes[1] == -1:
             return {"op": "flatten"}
         raise UserError("the sparse runtime knows no reshape but to (batch, -1)")
-    names = {"kernel_size": "kernel", "ceil_mode": "ceil", "count_include_pad": "count", "divisor_override": "divisor"}
+    names = {
+        "kernel_size": "kernel",
+        "ceil_mode": "ceil",
+        "count_include_pad": "count",
+        "divisor_override": "divisor",
+    }
     renamed: dict[str, Any] = {names.get(key, key): value for key, value in keywords.items()}
     if target is F.max_pool2d:
         renamed.pop("return_indices", None)

@@ -1,16 +1,19 @@
 """The compact file: a pruned network as one safetensors file in which a removed weight costs next to nothing.
 
 A sparse tensor NAME is stored as NAME.gaps, the zstd-compressed gap codes of its mask (see `packing`), and
-NAME.values, its kept weights in C order: float32 as they are, or the zstd-compressed bytes of little-endian float32
-where that is smaller. Where the dense tensor is smaller still and tells its own mask, it is stored as NAME.
-Everything else (biases, BatchNorm, buffers) is stored as it is, tied tensors once. The safetensors metadata are
+NAME.values, its kept weights in C order (see `values`): float32 as they are, or zstd-compressed as float32, float16
+or int8 with a scale for each row, NAME.scales. Where the dense tensor is smaller still and tells its own mask, it is
+stored as NAME. Everything else (biases, BatchNorm, buffers) is stored as it is, tied tensors once. The safetensors
+metadata are
 
+    sha256          of the file with 64 zeros in place of the hash
     format          hydraprune-compact
-    format_version  1
+    format_version  2
     header          JSON: {"sparse": {NAME: {"shape", "kept", "encoding"}}, "aliases": {NAME: NAME},
-                           "description": {}}
+                           "description": {}, "graph": the architecture as data (see `graph`) or null}
 
-There is no pickle and no code in it, and nothing it claims is believed before it is checked.
+Version 1 had neither hash nor graph and is still read. There is no pickle and no code in it, and nothing it claims is
+believed before it is checked.
 """
 
 from collections.abc import Mapping
@@ -19,18 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from hydraprune import io
 from hydraprune.errors import UserError
 from hydraprune.runtime.container import Array, Container, open_container, serialize
-from hydraprune.runtime.header import DENSE, GAPS_RAW, GAPS_ZSTD, Header, SparseEntry
+from hydraprune.runtime.header import DENSE, Header, SparseEntry
 from hydraprune.runtime.packing import longest_code, pack_positions, unpack_positions
+from hydraprune.runtime.sparse import SparseTensor
+from hydraprune.runtime.values import compress, decompress, pack_values, unpack_values
 
 Mask = NDArray[np.bool_]
 
-_LEVEL = 19
 _ENTRY_BYTES = 64  # what one more tensor costs in the header of the file, about
 # A file may unpack to 256 MiB, or to 4096 times its own size: no pruned network gains more, and a small file that
 # claims a huge tensor cannot fill the memory.
@@ -46,12 +49,24 @@ class CompactFile:
         masks: True where a weight was kept, one for each sparse tensor.
         aliases: name of a tied tensor -> name under which it is stored.
         description: what the writer said about the network.
+        graph: the architecture as data, unchecked (see `graph.parse`); None where the writer did not know it.
     """
 
     tensors: dict[str, Array]
     masks: dict[str, Mask]
     aliases: dict[str, str]
     description: dict[str, Any]
+    graph: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class PackedNetwork:
+    """What a compact file holds, its zeros left out; aliases stand beside the tensors that they name."""
+
+    tensors: dict[str, SparseTensor]
+    description: dict[str, Any]
+    graph: dict[str, Any] | None
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,8 @@ def write(
     masks: Mapping[str, Mask],
     description: Mapping[str, Any],
     aliases: Mapping[str, str] | None = None,
+    graph: dict[str, Any] | None = None,
+    values: str = "fp32",
 ) -> int:
     """Write a compact file atomically and return its size in bytes; equal arguments give equal bytes.
 
@@ -90,9 +107,13 @@ def write(
             one may be 0 too and stays kept. A removed -0.0 reads back as 0.0.
         description: anything JSON can hold, finite.
         aliases: other names of tied tensors -> the name in `tensors`.
+        graph: the architecture as data; without it the file cannot be run by `runtime.load`.
+        values: fp32 stores kept weights to the bit; fp16 and int8 (with a scale for each entry of the first axis)
+            round them.
 
     Raises:
-        UserError: a removed weight is not zero, a mask does not fit its tensor, or the folder cannot be written.
+        UserError: a weight is too large for fp16, a removed weight is not zero, a mask does not fit its tensor, or the
+            folder cannot be written.
     """
     stray = next((name for name in masks if name not in tensors), None)
     if stray is not None:
@@ -102,14 +123,14 @@ def write(
     for name, tensor in tensors.items():
         parts = {name: tensor}
         if name in masks:
-            sparse[name], parts = _pack(name, tensor, masks[name])
+            sparse[name], parts = _pack(name, tensor, masks[name], values)
         clash = next((part for part in parts if part in stored), None)
         if clash is not None:
             raise UserError(
                 f"tensor '{name}' would be stored as '{clash}', a name that is taken; rename one of the two"
             )
         stored |= parts
-    header = Header(sparse, dict(aliases or {}), dict(description))
+    header = Header(sparse, dict(aliases or {}), dict(description), graph)
     header.check(frozenset(stored))
     data = serialize(stored, header.to_metadata())
     _check_gain(header, len(data))
@@ -121,16 +142,41 @@ def read(path: Path) -> CompactFile:
     """Read a compact file.
 
     Raises:
-        UserError: the file is missing, damaged, of another format or of a newer version.
+        UserError: the file is missing, damaged, altered, of another format or of a newer version.
     """
     with open_container(path) as file:
-        header = _header(file)
+        header = _header(file, path)
         tensors = {name: file.tensor(name) for name in sorted(header.dense_names(file.names))}
         masks = {}
         for name, entry in header.sparse.items():
-            tensors[name], masks[name] = _unpack(file, name, entry)
+            unpacked = _unpack(file, name, entry)
+            tensors[name] = unpacked.dense()
+            assert unpacked.positions is not None
+            masks[name] = np.zeros(entry.size, np.bool_)
+            masks[name][unpacked.positions] = True
+            masks[name] = masks[name].reshape(entry.shape)
     tensors |= {alias: tensors[name] for alias, name in header.aliases.items()}
-    return CompactFile(tensors, masks, header.aliases, header.description)
+    return CompactFile(tensors, masks, header.aliases, header.description, header.graph)
+
+
+def read_packed(path: Path) -> PackedNetwork:
+    """Read the float32 tensors of a compact file without making them dense; those of other dtypes are left out.
+
+    Raises:
+        UserError: as `read` does.
+    """
+    with open_container(path) as file:
+        header = _header(file, path)
+        tensors = {}
+        for name in sorted(header.dense_names(file.names)):
+            array = file.tensor(name)
+            if array.dtype == np.float32:
+                tensors[name] = SparseTensor(array.shape, None, array.reshape(-1))
+        for name, entry in header.sparse.items():
+            tensors[name] = _unpack(file, name, entry)
+        size_bytes = file.size_bytes
+    tensors |= {alias: tensors[name] for alias, name in header.aliases.items() if name in tensors}
+    return PackedNetwork(tensors, header.description, header.graph, size_bytes)
 
 
 def inspect(path: Path) -> CompactSummary:
@@ -140,7 +186,7 @@ def inspect(path: Path) -> CompactSummary:
         UserError: as `read` does, as far as the header shows.
     """
     with open_container(path) as file:
-        header = _header(file)
+        header = _header(file, path)
         tensors = {
             name: TensorSummary(file.spec(name)[1], None, DENSE, file.stored_bytes(name))
             for name in sorted(header.dense_names(file.names))
@@ -151,8 +197,10 @@ def inspect(path: Path) -> CompactSummary:
         return CompactSummary(tensors, header.aliases, header.description, file.size_bytes)
 
 
-def _header(file: Container) -> Header:
+def _header(file: Container, path: Path) -> Header:
     header = Header.from_metadata(file.metadata)
+    if file.metadata["format_version"] != "1":
+        file.check_seal(path)
     header.check(file.names)
     _check_gain(header, file.size_bytes)
     return header
@@ -166,7 +214,7 @@ def _check_gain(header: Header, size_bytes: int) -> None:
         )
 
 
-def _pack(name: str, tensor: Array, mask: Mask) -> tuple[SparseEntry, dict[str, Array]]:
+def _pack(name: str, tensor: Array, mask: Mask, precision: str) -> tuple[SparseEntry, dict[str, Array]]:
     if tensor.dtype != np.float32:
         raise UserError(f"sparse tensor '{name}' is {tensor.dtype}; a compact file holds float32 weights")
     if mask.dtype != np.bool_ or mask.shape != tensor.shape:
@@ -174,55 +222,31 @@ def _pack(name: str, tensor: Array, mask: Mask) -> tuple[SparseEntry, dict[str, 
     dense = np.where(mask, tensor, np.float32(0))
     if not np.array_equal(dense, tensor, equal_nan=True):
         raise UserError(f"tensor '{name}' has removed weights that are not 0; multiply it by its mask first")
-    values = dense[mask]
-    gaps, packed = _compress(pack_positions(mask)), _compress(values.astype("<f4"))
-    encoding = GAPS_ZSTD if packed.nbytes < values.nbytes else GAPS_RAW
-    parts: tuple[Array, ...] = (gaps, packed if encoding == GAPS_ZSTD else values)
+    kept = SparseTensor(tensor.shape, np.flatnonzero(mask), dense[mask])
+    encoding, stored = pack_values(name, kept, precision)
+    parts: tuple[Array, ...] = (compress(pack_positions(mask)), *stored)
     cost = sum(part.nbytes for part in parts) + _ENTRY_BYTES + len(name)
-    if dense.nbytes <= cost and np.array_equal(_told_mask(dense), mask):
+    if precision == "fp32" and dense.nbytes <= cost and np.array_equal(_told_mask(dense), mask):
         encoding, parts = DENSE, (dense,)
-    entry = SparseEntry(tensor.shape, values.size, encoding)
+    entry = SparseEntry(tensor.shape, kept.kept, encoding)
     return entry, dict(zip(entry.parts(name), parts, strict=True))
 
 
-def _unpack(file: Container, name: str, entry: SparseEntry) -> tuple[Array, Mask]:
+def _unpack(file: Container, name: str, entry: SparseEntry) -> SparseTensor:
     if entry.encoding == DENSE:
         dense = file.tensor(name, np.float32, len(entry.shape))
         mask = _told_mask(dense)
         if dense.shape != entry.shape or np.count_nonzero(mask) != entry.kept:
             raise UserError(f"tensor {name!r} is not what the header says")
-        return dense, mask
-    gaps_name, values_name = entry.parts(name)
-    codes = _decompress(file.tensor(gaps_name, np.uint8, 1), longest_code(entry.size, entry.kept))
-    if entry.encoding == GAPS_ZSTD:
-        raw = _decompress(file.tensor(values_name, np.uint8, 1), 4 * entry.kept)
-        values = raw[: raw.size // 4 * 4].view("<f4")
-    else:
-        values = file.tensor(values_name, np.float32, 1)
+        return SparseTensor(entry.shape, np.flatnonzero(mask), dense[mask])
+    codes = decompress(file.tensor(f"{name}.gaps", np.uint8, 1), longest_code(entry.size, entry.kept))
     positions = unpack_positions(codes, entry.size)
+    values = unpack_values(file, name, entry, positions)
     if not positions.size == values.size == entry.kept:
         raise UserError(f"tensor {name!r} has {positions.size} places and {values.size} values, not {entry.kept}")
-    dense, mask = np.zeros(entry.size, np.float32), np.zeros(entry.size, np.bool_)
-    dense[positions], mask[positions] = values, True
-    return dense.reshape(entry.shape), mask.reshape(entry.shape)
+    return SparseTensor(entry.shape, positions, values)
 
 
 def _told_mask(dense: Array) -> Mask:
     """Return the mask that a dense tensor tells: a kept -0.0 counts, a kept 0.0 cannot be seen."""
     return np.not_equal(dense.view(np.uint32), 0)
-
-
-def _compress(array: Array) -> Array:
-    data = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(array.tobytes())
-    return np.frombuffer(data, np.uint8)
-
-
-def _decompress(array: Array, most_bytes: int) -> Array:
-    """Decompress at most `most_bytes`: the size that the data claim is checked before any memory is taken."""
-    data = array.tobytes()
-    try:
-        if not 0 <= zstandard.frame_content_size(data) <= most_bytes:
-            raise UserError(f"compressed data do not claim at most the {most_bytes} bytes that fit the shape")
-        return np.frombuffer(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False), np.uint8)
-    except zstandard.ZstdError as error:
-        raise UserError(f"compressed data are damaged: {error}") from None

@@ -1,6 +1,7 @@
 """safetensors files with a text header, written to the same bytes every time and read with nothing trusted."""
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -34,8 +35,14 @@ _MOST_AXES = 64
 _LONGEST_AXIS = 2**40
 
 
+_SEAL = b'"sha256":"'
+_UNSEALED = "0" * 64
+
+
 def serialize(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
     """Return a safetensors file of `tensors` with `metadata`; equal arguments give equal bytes.
+
+    The first entry of its metadata is `sha256`, the hash of the file in which the hash itself is 64 zeros.
 
     Raises:
         UserError: a tensor has a dtype that NumPy and safetensors do not share.
@@ -46,10 +53,18 @@ def serialize(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> byte
     plain = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
     # The library writes its metadata in an order that changes from process to process, so they go in here instead.
     data_starts = 8 + int.from_bytes(plain[:8], "little")
-    header = json.dumps({"__metadata__": dict(metadata), **json.loads(plain[8:data_starts])}, separators=(",", ":"))
+    sealed = {"sha256": _UNSEALED, **metadata}
+    header = json.dumps({"__metadata__": sealed, **json.loads(plain[8:data_starts])}, separators=(",", ":"))
     encoded = header.encode()
     encoded += b" " * (-len(encoded) % 8)  # the data start aligned
-    return len(encoded).to_bytes(8, "little") + encoded + plain[data_starts:]
+    return seal(len(encoded).to_bytes(8, "little") + encoded + plain[data_starts:])
+
+
+def seal(data: bytes) -> bytes:
+    """Return a file with the hash of its content in its place."""
+    start = data.index(_SEAL) + len(_SEAL)
+    blank = data[:start] + _UNSEALED.encode() + data[start + 64 :]
+    return blank[:start] + hashlib.sha256(blank).hexdigest().encode() + blank[start + 64 :]
 
 
 class Container:
@@ -60,6 +75,12 @@ class Container:
         self.size_bytes = size_bytes
         self.metadata: dict[str, str] = handle.metadata() or {}
         self.names = frozenset(handle.keys())
+
+    def check_seal(self, path: Path) -> None:
+        """Raise `UserError` unless the content is what the hash in the metadata says."""
+        data = path.read_bytes()
+        if _SEAL not in data or seal(data) != data:
+            raise UserError("its content is not what its hash says: it was altered or damaged")
 
     def spec(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """Return dtype and shape of a stored tensor without reading it."""

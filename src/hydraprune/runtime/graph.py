@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]
 TensorShapes = Mapping[str, tuple[int, ...]]
 
 _MOST_NODES = 10_000
-_MOST_VALUES = 2**27  # of one value of the network; those of ResNet-50 at 224 pixels have less than 2**20
+_MOST_VALUES = 2**25  # of one value of the network; those of ResNet-50 at 224 pixels have less than 2**21
 _MOST_WINDOW = 2**12
 
 _FIELDS = {
@@ -82,7 +82,7 @@ class Graph:
 
 
 def parse(value: Any, tensors: TensorShapes) -> Graph:
-    """Check a graph that was read from a file, whose tensors have the given shapes; `UserError` says what is wrong."""
+    """Check a graph read from a file whose tensors have the given shapes; `UserError` says what is wrong."""
     if not isinstance(value, dict) or value.keys() != {"input", "nodes"} or not isinstance(value["nodes"], list):
         raise UserError("its graph does not consist of input and nodes")
     if not 0 < len(value["nodes"]) <= _MOST_NODES:
@@ -119,7 +119,7 @@ def _node(entry: Any, nodes: list[Node], tensors: TensorShapes) -> Node:
 
 
 def _out_shape(op: str, fields: dict[str, Any], shape: Shape, tensors: TensorShapes) -> Shape:
-    channels, height, width = shape
+    channels = shape[0]
     if op in {"normalize", "batchnorm"}:
         for key in _FIELDS[op] - {"eps"}:
             _tensor(fields[key], tensors, (channels,), flatten=True)
@@ -168,7 +168,9 @@ def _pool_shape(op: str, fields: dict[str, Any], shape: Shape) -> Shape:
     stride = _integers(fields["stride"], 2, 1, "stride")
     padding = _integers(fields["padding"], 2, 0, "padding")
     flags = [fields["ceil"], *([fields["count_padding"]] if op == "avg_pool" else [])]
-    if not all(isinstance(flag, bool) for flag in flags) or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+    if not all(isinstance(flag, bool) for flag in flags) or any(
+        2 * p > k for p, k in zip(padding, kernel, strict=True)
+    ):
         raise UserError("a flag is not a boolean, or the padding is more than half of the window")
     sides = [pooled_side(shape[a + 1], kernel[a], stride[a], padding[a], fields["ceil"]) for a in (0, 1)]
     if min(sides) < 1:

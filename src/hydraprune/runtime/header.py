@@ -10,16 +10,17 @@ from typing import Any
 from hydraprune.errors import UserError
 from hydraprune.runtime.container import checked_shape
 
-FORMAT, VERSION = "hydraprune-compact", 1
-GAPS_RAW, GAPS_ZSTD, DENSE = "gaps-raw", "gaps-zstd", "dense"
+FORMAT, VERSION = "hydraprune-compact", 2
+GAPS_RAW, GAPS_ZSTD, GAPS_FP16, GAPS_INT8, DENSE = "gaps-raw", "gaps-zstd", "gaps-fp16", "gaps-int8", "dense"
+ENCODINGS = (GAPS_RAW, GAPS_ZSTD, GAPS_FP16, GAPS_INT8, DENSE)
 
 
 @dataclass(frozen=True)
 class SparseEntry:
     """How one sparse tensor is stored: its dense shape, how many weights it keeps, and the encoding.
 
-    Encodings: gap codes with raw values, gap codes with compressed values, or the dense tensor, in which every bit
-    pattern but that of 0.0 is a kept weight.
+    Encodings: gap codes with raw values, with compressed float32, float16 or int8 values, or the dense tensor, in
+    which every bit pattern but that of 0.0 is a kept weight.
     """
 
     shape: tuple[int, ...]
@@ -33,7 +34,10 @@ class SparseEntry:
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Return the names of the stored tensors that make up the sparse tensor `name`."""
-        return (name,) if self.encoding == DENSE else (f"{name}.gaps", f"{name}.values")
+        if self.encoding == DENSE:
+            return (name,)
+        scales = (f"{name}.scales",) if self.encoding == GAPS_INT8 else ()
+        return (f"{name}.gaps", f"{name}.values", *scales)
 
     @classmethod
     def from_json(cls, value: Any) -> "SparseEntry":
@@ -42,7 +46,7 @@ class SparseEntry:
         entry = cls(checked_shape(fields["shape"]), fields["kept"], fields["encoding"])
         if type(entry.kept) is not int or not 0 <= entry.kept <= entry.size:
             raise UserError(f"a sparse tensor of {entry.size} entries cannot keep {entry.kept!r}")
-        if entry.encoding not in (GAPS_RAW, GAPS_ZSTD, DENSE):
+        if entry.encoding not in ENCODINGS:
             raise UserError(f"unknown encoding {entry.encoding!r} of a sparse tensor")
         return entry
 
@@ -54,6 +58,7 @@ class Header:
     sparse: dict[str, SparseEntry]
     aliases: dict[str, str]
     description: dict[str, Any]
+    graph: dict[str, Any] | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of the safetensors file; a description that is not JSON is a `UserError`."""
@@ -61,7 +66,12 @@ class Header:
             name: {"shape": entry.shape, "kept": entry.kept, "encoding": entry.encoding}
             for name, entry in self.sparse.items()
         }
-        value = {"sparse": sparse, "aliases": self.aliases, "description": self.description}
+        value = {
+            "sparse": sparse,
+            "aliases": self.aliases,
+            "description": self.description,
+            "graph": self.graph,
+        }
         try:
             text = json.dumps(value, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -71,18 +81,20 @@ class Header:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Header":
         """Read what `to_metadata` wrote, or raise `UserError`."""
-        _check_version(metadata)
+        version = _checked_version(metadata)
         try:
             value = json.loads(metadata.get("header", ""), parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             raise UserError("its header is not JSON") from None
-        fields = _fields(value, {"sparse", "aliases", "description"}, "the header")
-        if not all(isinstance(field, dict) for field in fields.values()):
+        if version == 1 and isinstance(value, dict):
+            value.setdefault("graph", None)  # which the first version did not have
+        fields = _fields(value, {"sparse", "aliases", "description", "graph"}, "the header")
+        if not all(isinstance(field, dict) for name, field in fields.items() if name != "graph" or field is not None):
             raise UserError("a field of the header is not an object")
         if not all(isinstance(name, str) for name in fields["aliases"].values()):
             raise UserError("an alias is not a name")
         sparse = {name: SparseEntry.from_json(entry) for name, entry in fields["sparse"].items()}
-        return cls(sparse, fields["aliases"], fields["description"])
+        return cls(sparse, fields["aliases"], fields["description"], fields["graph"])
 
     def dense_names(self, stored: frozenset[str]) -> frozenset[str]:
         """Return those of the stored tensors that are no part of a sparse one."""
@@ -104,7 +116,7 @@ class Header:
                 raise UserError(f"alias {alias!r} of {name!r} does not fit the tensors of the file")
 
 
-def _check_version(metadata: Mapping[str, str]) -> None:
+def _checked_version(metadata: Mapping[str, str]) -> int:
     if metadata.get("format") != FORMAT:
         raise UserError("it is a safetensors file, but hydraprune did not write it as a compact network")
     version = metadata.get("format_version", "")
@@ -114,8 +126,9 @@ def _check_version(metadata: Mapping[str, str]) -> None:
         raise UserError(
             f"it has format version {version} and this hydraprune reads up to {VERSION}; update hydraprune"
         )
-    if int(version) < VERSION:
+    if int(version) < 1:
         raise UserError(f"it has format version {version}, which never was")
+    return int(version)
 
 
 def _fields(value: Any, names: set[str], what: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def lower(graph: Graph, tensors: Tensors) -> list[Step]:
     readers = graph.readers()
     steps: list[Step] = []
     step_of: list[int] = []  # of each value; flattening changes no number
-    for number, node in enumerate(graph.nodes):
+    for node in graph.nodes:
         sources = [step_of[value] for value in node.inputs]
         if node.op == "flatten":
             step_of.append(sources[0])

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import math
 import os
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -71,7 +72,7 @@ class NativeEngine:
         self._session = self._library.hp_new(kernels.encode(), threads)
         if not self._session:
             raise HydrapruneError(f"no memory for a session with the kernels '{kernels}'")
-        self._classes = steps[-1].shape[0]
+        self._classes = math.prod(steps[-1].shape)  # the last step may be a map that was flattened
         for step in steps:
             self._check(self._append(step))
         self._check(self._library.hp_finish(self._session))

@@ -1,5 +1,6 @@
 """The same network without compiled kernels: right, and slow."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ class NumpyEngine:
                     values[source] = None
         logits = values[-1]
         assert logits is not None
-        return logits.reshape(len(images), -1)
+        return logits.reshape(len(images), math.prod(logits.shape[1:]))
 
     def memory_bytes(self) -> tuple[int, int]:
         """Return the bytes of weights, and 0 for the activations, which NumPy makes as it goes."""
@@ -49,20 +50,21 @@ def _compute(step: Step, images: Floats, values: list[Floats | None]) -> Floats:
     x = values[step.source]
     assert x is not None
     match step:
-        case Weighted(_, _, weight, bias, None):
-            return (x.reshape(len(x), -1) @ weight.dense().T + bias)[:, :, None, None]
+        case Weighted(window=None):
+            out = (x.reshape(len(x), math.prod(x.shape[1:])) @ step.weight.dense().T + step.bias)[:, :, None, None]
         case Weighted():
-            return _convolved(x, step)
-        case Affine(_, _, scale, offset):
-            return x * scale[:, None, None] + offset[:, None, None]
+            out = _convolved(x, step)
+        case Affine():
+            out = x * step.scale[:, None, None] + step.offset[:, None, None]
         case Relu():
-            return np.maximum(x, np.float32(0))
-        case Add(_, other):
-            y = values[other]
+            out = np.maximum(x, np.float32(0))
+        case Add():
+            y = values[step.other]
             assert y is not None
-            return x + y
+            out = x + y
         case Pool():
-            return _pooled(x, step)
+            out = _pooled(x, step)
+    return out
 
 
 def _convolved(x: Floats, step: Weighted) -> Floats:

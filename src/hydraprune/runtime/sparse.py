@@ -43,7 +43,8 @@ class SparseTensor:
 
     def scaled(self, factors: NDArray[np.float64]) -> "SparseTensor":
         """Return the tensor with each entry of the first axis multiplied by its factor, rounded once."""
-        counts = np.diff(self.rows().astype(np.int64))
+        rows = self.rows().astype(np.int64)
+        counts = rows[1:] - rows[:-1]
         values = self.values.astype(np.float64) * np.repeat(factors, counts)
         return SparseTensor(self.shape, self.positions, values.astype(np.float32))
 

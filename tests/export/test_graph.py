@@ -1,0 +1,191 @@
+"""Networks through graph, file and sparse runtime: the logits of torch, float32, to 1e-5 of the largest."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hydraprune import models, runtime
+from hydraprune.errors import UserError
+from hydraprune.export import Architecture, load_compact, save_compact, trace_graph
+from hydraprune.models import Normalize
+
+ENGINES = (*runtime.available_kernels(), "numpy")
+SPARSITIES = (0.0, 0.5, 0.9, 0.99, 0.999)
+TOLERANCE = 1e-5
+
+
+def pruned(model, sparsity, seed=0):
+    """Random masks, and statistics and weights that keep activations of the order of 1; returns the masks."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, module in model.eval().named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            mask = torch.rand(module.weight.shape, generator=generator) >= sparsity
+            module.weight.data.mul_(mask / (1 - sparsity) ** 0.5)
+            if module.bias is not None:
+                module.bias.data.uniform_(-0.1, 0.1, generator=generator)
+            masks[f"{name}.weight"] = mask
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.1, 0.1, generator=generator)
+    return masks
+
+
+def assert_same_logits(path, model, batches, shape, kernels, threads=1):
+    session = runtime.load(path, threads, kernels)
+    for batch in batches:
+        pixels = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(batch))
+        with torch.inference_mode():
+            expected = model(pixels).numpy()
+        found = session(pixels.numpy())
+        difference = np.abs(found - expected).max()
+        assert difference <= TOLERANCE * np.abs(expected).max(), (kernels, batch, difference)
+
+
+def store(path, model, shape, masks, classes=10):
+    save_compact(path, model, masks, Architecture("own", classes, shape), {})
+    return path
+
+
+SIDES = {"resnet50": 37, "vgg16_bn": 33, "vgg11_bn": 19, "wrn_28_10": 9, "wrn_28_4": 17, "cnn7": 15}
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_every_architecture_predicts_as_torch_does(tmp_path, name):
+    # Sides that are no powers of two, and of different length.
+    side = SIDES.get(name, 21)
+    shape = (models.MODELS[name].usual_shape[0], side, side + 2)
+    torch.manual_seed(0)
+    model = models.create(name, 7, shape, [0.5] * shape[0], [0.25] * shape[0])
+    masks = pruned(model, 0.95)
+    path = store(tmp_path / "n", model, shape, masks, 7)
+    for kernels in ENGINES[:-1] or ENGINES:
+        assert_same_logits(path, model, (1, 2) if name == "wrn_28_10" else (1, 2, 7, 17), shape, kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("name", ["vgg16_bn", "wrn_16_1", "resnet18", "cnn_large"])
+def test_every_sparsity_and_batch_predicts_as_torch_does(tmp_path, name, sparsity):
+    torch.manual_seed(1)
+    model = models.create(name)
+    path = store(tmp_path / "n", model, (3, 32, 32), pruned(model, sparsity))
+    for kernels in ENGINES[:-1] or ENGINES:
+        assert_same_logits(path, model, (1, 2, 7, 16, 64), (3, 32, 32), kernels, threads=2)
+
+
+@pytest.mark.slow
+def test_resnet50_on_photographs_predicts_as_torch_does(tmp_path):
+    torch.manual_seed(0)
+    model = models.create("resnet50", 1000, (3, 224, 224))
+    path = store(tmp_path / "n", model, (3, 224, 224), pruned(model, 0.9), 1000)
+    for kernels in ENGINES[:-1] or ENGINES:
+        assert_same_logits(path, model, (1,), (3, 224, 224), kernels)
+
+
+@st.composite
+def convolutions(draw):
+    groups = draw(st.sampled_from([1, 1, 1, 2, 4]))
+    pair = lambda least, most: (draw(st.integers(least, most)), draw(st.integers(least, most)))  # noqa: E731
+    kernel, stride, dilation, padding = pair(1, 5), pair(1, 3), pair(1, 2), pair(0, 3)
+    high, wide = pair(1, 40)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    high, wide = (max(side, r - 2 * p) for side, r, p in zip((high, wide), reach, padding, strict=True))
+    channels = groups * draw(st.integers(1, 5))
+    conv = nn.Conv2d(channels, groups * draw(st.integers(1, 6)), kernel, stride, padding, dilation, groups)
+    return conv, (channels, high, wide)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    convolutions(), st.sampled_from(SPARSITIES), st.sampled_from([1, 2, 7, 16, 20]), st.integers(0, 99), st.booleans()
+)
+def test_any_convolution_predicts_as_torch_does(tmp_path, drawn, sparsity, batch, seed, pool):
+    conv, shape = drawn
+    torch.manual_seed(seed)
+    conv.reset_parameters()
+    layers = [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]
+    with torch.inference_mode():
+        map_shape = nn.Sequential(*layers).eval()(torch.zeros(1, *shape)).shape
+    if pool and min(map_shape[2:]) >= 2:
+        layers.append(nn.MaxPool2d(2))
+    model = nn.Sequential(*layers, nn.Flatten()).eval()
+    masks = pruned(model, sparsity, seed)
+    path = store(tmp_path / "n", model, shape, masks)
+    for kernels in ENGINES:
+        assert_same_logits(path, model, (batch,), shape, kernels)
+
+
+class Functional(nn.Module):
+    """What people write: functions instead of modules, reshapes with sizes, a value read thrice."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalize = Normalize([0.4, 0.5], [0.2, 0.3])
+        self.a, self.b = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.bn, self.bn1 = nn.BatchNorm2d(6), nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(0.5)
+        self.fc, self.out = nn.Linear(24, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.relu(self.a(self.normalize(x)))
+        y = self.bn(x) + self.b(x) + x
+        y = F.max_pool2d(y, 2) if True else y
+        y = F.avg_pool2d(y.relu(), 3, stride=1, padding=1, count_include_pad=False)
+        y = F.adaptive_avg_pool2d(y, (2, 2))
+        y = y.view(y.size(0), -1)
+        return self.out(torch.relu(self.bn1(self.fc(self.drop(y)))))
+
+
+@pytest.mark.parametrize("kernels", ENGINES)
+def test_functions_of_torch_are_traced_as_well_as_modules(tmp_path, kernels):
+    torch.manual_seed(0)
+    model = Functional()
+    path = store(tmp_path / "n", model, (2, 9, 8), pruned(model, 0.5), 3)
+    assert_same_logits(path, model, (1, 5, 16), (2, 9, 8), kernels)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Sigmoid(), "module '0', a Sigmoid"),
+        (nn.Conv2d(3, 4, 3, padding="same"), "not 'same'"),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "'0': the sparse runtime pads"),
+        (nn.MaxPool2d(2, dilation=2), "does not dilate"),
+        (nn.AvgPool2d(2, divisor_override=3), "divisor_override"),
+        (nn.BatchNorm2d(3, affine=False), "'0': BatchNorm without"),
+        (nn.AdaptiveAvgPool2d((None, 1)), "both sides"),
+        (nn.Flatten(2), "not axes 2"),
+    ],
+)
+def test_what_the_runtime_lacks_is_named(layer, message):
+    with pytest.raises(UserError, match=message):
+        trace_graph(nn.Sequential(layer), (3, 8, 8))
+
+
+def test_a_module_without_a_graph_is_stored_and_refused_by_the_runtime_alone(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Sigmoid()).eval()
+    save_compact(tmp_path / "n", model, {}, Architecture("own", 3, (3, 2, 2)), {})
+    assert load_compact(tmp_path / "n", model).architecture.num_classes == 3
+    with pytest.raises(UserError, match="does not hold its architecture"):
+        runtime.load(tmp_path / "n")
+
+
+@pytest.mark.parametrize(("values", "most"), [("fp16", 2e-3), ("int8", 0.1)])
+def test_rounded_values_predict_the_same_in_torch_and_in_the_runtime(tmp_path, values, most):
+    torch.manual_seed(0)
+    model = models.create("cnn_small", 5, (1, 16, 16))
+    masks = pruned(model, 0.8)
+    save_compact(tmp_path / "n", model, masks, Architecture("cnn_small", 5, (1, 16, 16)), {}, values)
+    loaded = load_compact(tmp_path / "n")
+    assert all(torch.equal(loaded.masks[name], mask) for name, mask in masks.items())
+    assert_same_logits(tmp_path / "n", loaded.model, (1, 16), (1, 16, 16), None)
+    pixels = torch.rand(8, 1, 16, 16)
+    exact, rounded = model(pixels), loaded.model(pixels)
+    assert 0 < (exact - rounded).abs().max() <= most * exact.abs().max()
