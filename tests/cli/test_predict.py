@@ -30,7 +30,7 @@ def test_the_class_and_logits_are_those_of_the_module(tmp_path, network, capsys)
     image, pixels = picture(tmp_path / "one.png")
     assert main(["predict", str(path), str(image), "--json", "--threads", "2"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["predictions"]
-    logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0]
+    logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0].detach()
     assert row["logits"] == pytest.approx(logits.tolist(), rel=1e-4, abs=1e-5)
     assert row["class"] == ["cat", "dog", "ship"][int(logits.argmax())]
     assert row["softmax"] == pytest.approx(float(logits.softmax(0).max()), rel=1e-4)

@@ -25,7 +25,13 @@ def test_shapes_are_those_counted_by_hand():
 
 @pytest.mark.parametrize(
     ("side", "kernel", "stride", "padding", "ceil", "windows"),
-    [(5, 2, 2, 0, False, 2), (5, 2, 2, 0, True, 3), (4, 3, 3, 1, True, 2), (2, 2, 3, 1, True, 1), (1, 2, 2, 0, True, 1)],
+    [
+        (5, 2, 2, 0, False, 2),
+        (5, 2, 2, 0, True, 3),
+        (4, 3, 3, 1, True, 2),
+        (2, 2, 3, 1, True, 1),
+        (1, 2, 2, 0, True, 1),
+    ],
 )
 def test_windows_along_a_side_are_counted_as_torch_counts_them(side, kernel, stride, padding, ceil, windows):
     assert pooled_side(side, kernel, stride, padding, ceil) == windows

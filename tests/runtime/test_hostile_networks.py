@@ -12,6 +12,7 @@ from networks import small
 from hydraprune import runtime
 from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.runtime.container import seal
+from hydraprune.runtime.header import pack_index, unpack_index
 
 NUMBERS = [-1, 0, 1, 2, 3, 7, 16, 63, 255, 65535, 2**20, 2**31, 2**63, 10**30, 0.5, None, True, "a", [], {}]
 FILES = 10_000
@@ -49,8 +50,8 @@ def altered(sound, rng):
     header, data = json.loads(sound[8 : 8 + size]), bytearray(sound[8 + size :])
     kind = rng.random()
     if kind < 0.6:  # what the header says of the network
-        inner = altered_json(json.loads(header["__metadata__"]["header"]), rng)
-        header["__metadata__"]["header"] = json.dumps(inner)
+        inner = altered_json(json.loads(unpack_index(header["__metadata__"]["index"])), rng)
+        header["__metadata__"]["index"] = pack_index(json.dumps(inner))
     elif kind < 0.75:  # where the tensors lie
         header = altered_json(header, rng)
     else:  # the tensors

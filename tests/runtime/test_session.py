@@ -41,11 +41,13 @@ def test_a_convolution_counted_by_hand(tmp_path, kernels):
         ({"op": "max_pool", "kernel": [2, 2], "stride": [2, 2], "padding": [0, 0], "ceil": False}, [4]),
         ({"op": "max_pool", "kernel": [2, 2], "stride": [2, 2], "padding": [0, 0], "ceil": True}, [4, 5, 7, 8]),
         (
-            {"op": "avg_pool", "kernel": [2, 2], "stride": [2, 2], "padding": [1, 1], "ceil": False, "count_padding": True},
+            {"op": "avg_pool", "kernel": [2, 2], "stride": [2, 2], "padding": [1, 1], "ceil": False}
+            | {"count_padding": True},
             [0, 0.75, 2.25, 6],
         ),
         (
-            {"op": "avg_pool", "kernel": [2, 2], "stride": [2, 2], "padding": [1, 1], "ceil": False, "count_padding": False},
+            {"op": "avg_pool", "kernel": [2, 2], "stride": [2, 2], "padding": [1, 1], "ceil": False}
+            | {"count_padding": False},
             [0, 1.5, 4.5, 6],
         ),
         ({"op": "adaptive_avg_pool", "size": [2, 2]}, [2, 3, 5, 6]),
@@ -115,7 +117,9 @@ def test_any_density_and_map_agrees_with_a_plain_sum(tmp_path, kernels, density,
     for out, channel, ky, kx in np.argwhere(mask):
         expected[:, out] += weight[out, channel, ky, kx] * padded[:, channel, ky : ky + side, kx : kx + side]
     # The map of the last value is its logits, so it is read off through a flatten of its own shape.
-    assert np.allclose(session(x).reshape(expected.shape), expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    assert np.allclose(
+        session(x).reshape(expected.shape), expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max())
+    )
 
 
 def test_images_that_do_not_lie_in_one_piece_are_read_right(tmp_path):

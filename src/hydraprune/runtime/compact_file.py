@@ -3,14 +3,15 @@
 A sparse tensor NAME is stored as NAME.gaps, the zstd-compressed gap codes of its mask (see `packing`), and
 NAME.values, its kept weights in C order (see `values`): float32 as they are, or zstd-compressed as float32, float16
 or int8 with a scale for each row, NAME.scales. Where the dense tensor is smaller still and tells its own mask, it is
-stored as NAME. Everything else (biases, BatchNorm, buffers) is stored as it is, tied tensors once. The safetensors
-metadata are
+stored as NAME. Everything else (biases, BatchNorm, buffers) is stored as it is, or as float16 where the kept weights
+are rounded too; tied tensors once. The safetensors metadata are
 
     sha256          of the file with 64 zeros in place of the hash
     format          hydraprune-compact
     format_version  2
-    header          JSON: {"sparse": {NAME: {"shape", "kept", "encoding"}}, "aliases": {NAME: NAME},
-                           "description": {}, "graph": the architecture as data (see `graph`) or null}
+    description     JSON: what the writer said about the network
+    index           base64 of zstd of JSON: {"sparse": {NAME: {"shape", "kept", "encoding"}}, "aliases": {NAME: NAME},
+                    "graph": the architecture as data (see `graph`) or null}
 
 Version 1 had neither hash nor graph and is still read. There is no pickle and no code in it, and nothing it claims is
 believed before it is checked.
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from hydraprune import io
 from hydraprune.errors import UserError
 from hydraprune.runtime.container import Array, Container, open_container, serialize
-from hydraprune.runtime.header import DENSE, Header, SparseEntry
+from hydraprune.runtime.header import DENSE, HALF, Header, SparseEntry
 from hydraprune.runtime.packing import longest_code, pack_positions, unpack_positions
 from hydraprune.runtime.sparse import SparseTensor
 from hydraprune.runtime.values import compress, decompress, pack_values, unpack_values
@@ -112,8 +113,8 @@ def write(
             round them.
 
     Raises:
-        UserError: a weight is too large for fp16, a removed weight is not zero, a mask does not fit its tensor, or the
-            folder cannot be written.
+        UserError: a weight is too large for fp16, a removed weight is not zero, a mask does not fit its tensor, or
+            the folder cannot be written.
     """
     stray = next((name for name in masks if name not in tensors), None)
     if stray is not None:
@@ -124,6 +125,8 @@ def write(
         parts = {name: tensor}
         if name in masks:
             sparse[name], parts = _pack(name, tensor, masks[name], values)
+        elif values != "fp32" and _fits_half(tensor):
+            sparse[name], parts = SparseEntry(tensor.shape, tensor.size, HALF), {name: tensor.astype(np.float16)}
         clash = next((part for part in parts if part in stored), None)
         if clash is not None:
             raise UserError(
@@ -151,7 +154,8 @@ def read(path: Path) -> CompactFile:
         for name, entry in header.sparse.items():
             unpacked = _unpack(file, name, entry)
             tensors[name] = unpacked.dense()
-            assert unpacked.positions is not None
+            if unpacked.positions is None:
+                continue
             masks[name] = np.zeros(entry.size, np.bool_)
             masks[name][unpacked.positions] = True
             masks[name] = masks[name].reshape(entry.shape)
@@ -239,12 +243,27 @@ def _unpack(file: Container, name: str, entry: SparseEntry) -> SparseTensor:
         if dense.shape != entry.shape or np.count_nonzero(mask) != entry.kept:
             raise UserError(f"tensor {name!r} is not what the header says")
         return SparseTensor(entry.shape, np.flatnonzero(mask), dense[mask])
+    if entry.encoding == HALF:
+        half = file.tensor(name, np.float16, len(entry.shape))
+        if half.shape != entry.shape or half.size != entry.kept:
+            raise UserError(f"tensor {name!r} is not what the header says")
+        return SparseTensor(entry.shape, None, half.astype(np.float32).reshape(-1))
     codes = decompress(file.tensor(f"{name}.gaps", np.uint8, 1), longest_code(entry.size, entry.kept))
     positions = unpack_positions(codes, entry.size)
     values = unpack_values(file, name, entry, positions)
     if not positions.size == values.size == entry.kept:
         raise UserError(f"tensor {name!r} has {positions.size} places and {values.size} values, not {entry.kept}")
     return SparseTensor(entry.shape, positions, values)
+
+
+def _fits_half(tensor: Array) -> bool:
+    """Whether float16 keeps every number of a float32 tensor to 2⁻¹¹ of itself."""
+    if tensor.dtype != np.float32:
+        return False
+    with np.errstate(over="ignore"):
+        back = tensor.astype(np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return bool(np.all(np.abs(back - tensor) <= np.abs(tensor) * 2**-11))
 
 
 def _told_mask(dense: Array) -> Mask:

@@ -1,5 +1,6 @@
 """The header of a compact file: what is sparse and how it is stored, which tensors are tied, what the network is."""
 
+import base64
 import json
 import math
 from collections import Counter
@@ -7,20 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import zstandard
+
 from hydraprune.errors import UserError
 from hydraprune.runtime.container import checked_shape
 
 FORMAT, VERSION = "hydraprune-compact", 2
-GAPS_RAW, GAPS_ZSTD, GAPS_FP16, GAPS_INT8, DENSE = "gaps-raw", "gaps-zstd", "gaps-fp16", "gaps-int8", "dense"
-ENCODINGS = (GAPS_RAW, GAPS_ZSTD, GAPS_FP16, GAPS_INT8, DENSE)
+GAPS_RAW, GAPS_ZSTD, GAPS_FP32 = "gaps-raw", "gaps-zstd", "gaps-fp32"
+GAPS_FP16, GAPS_INT8, DENSE, HALF = "gaps-fp16", "gaps-int8", "dense", "half"
+ENCODINGS = (GAPS_RAW, GAPS_ZSTD, GAPS_FP32, GAPS_FP16, GAPS_INT8, DENSE, HALF)
+_MOST_INDEX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
 class SparseEntry:
     """How one sparse tensor is stored: its dense shape, how many weights it keeps, and the encoding.
 
-    Encodings: gap codes with raw values, with compressed float32, float16 or int8 values, or the dense tensor, in
-    which every bit pattern but that of 0.0 is a kept weight.
+    Encodings: gap codes with raw values, with compressed float32 (whole, or byte by byte), float16 or int8 values;
+    the dense tensor, in which every bit pattern but that of 0.0 is a kept weight; or a tensor without a mask that is
+    float32 in the network and float16 in the file.
     """
 
     shape: tuple[int, ...]
@@ -34,7 +40,7 @@ class SparseEntry:
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Return the names of the stored tensors that make up the sparse tensor `name`."""
-        if self.encoding == DENSE:
+        if self.encoding in (DENSE, HALF):
             return (name,)
         scales = (f"{name}.scales",) if self.encoding == GAPS_INT8 else ()
         return (f"{name}.gaps", f"{name}.values", *scales)
@@ -66,28 +72,30 @@ class Header:
             name: {"shape": entry.shape, "kept": entry.kept, "encoding": entry.encoding}
             for name, entry in self.sparse.items()
         }
-        value = {
-            "sparse": sparse,
-            "aliases": self.aliases,
-            "description": self.description,
-            "graph": self.graph,
-        }
+        index = {"sparse": sparse, "aliases": self.aliases, "graph": self.graph}
         try:
-            text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+            text = json.dumps(self.description, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"the description of the network cannot be written as JSON: {error}") from None
-        return {"format": FORMAT, "format_version": str(VERSION), "header": text}
+        return {
+            "format": FORMAT,
+            "format_version": str(VERSION),
+            "description": text,
+            "index": pack_index(json.dumps(index, separators=(",", ":"), allow_nan=False)),
+        }
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Header":
         """Read what `to_metadata` wrote, or raise `UserError`."""
         version = _checked_version(metadata)
-        try:
-            value = json.loads(metadata.get("header", ""), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
-            raise UserError("its header is not JSON") from None
-        if version == 1 and isinstance(value, dict):
-            value.setdefault("graph", None)  # which the first version did not have
+        if version == 1:  # which had everything in one, and no graph
+            value = _json(metadata.get("header", ""), "header")
+            if isinstance(value, dict):
+                value.setdefault("graph", None)
+        else:
+            value = _json(unpack_index(metadata.get("index", "")), "index")
+            if isinstance(value, dict):
+                value.setdefault("description", _json(metadata.get("description", ""), "description"))
         fields = _fields(value, {"sparse", "aliases", "description", "graph"}, "the header")
         if not all(isinstance(field, dict) for name, field in fields.items() if name != "graph" or field is not None):
             raise UserError("a field of the header is not an object")
@@ -114,6 +122,29 @@ class Header:
         for alias, name in self.aliases.items():
             if name not in names or alias in names:
                 raise UserError(f"alias {alias!r} of {name!r} does not fit the tensors of the file")
+
+
+def pack_index(text: str) -> str:
+    """Return text as the base64 of its zstd frame: names repeat, and a compact file should not be mostly header."""
+    return base64.b64encode(zstandard.ZstdCompressor(level=19).compress(text.encode())).decode()
+
+
+def unpack_index(packed: str) -> str:
+    """Return what `pack_index` packed; `UserError` if that is not sound, or larger than any header."""
+    try:
+        frame = base64.b64decode(packed, validate=True)
+        if not 0 <= zstandard.frame_content_size(frame) <= _MOST_INDEX_BYTES:
+            raise UserError(f"its index does not claim at most {_MOST_INDEX_BYTES} bytes")
+        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False).decode()
+    except (ValueError, zstandard.ZstdError):
+        raise UserError("its index is damaged") from None
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise UserError(f"its {what} is not JSON") from None
 
 
 def _checked_version(metadata: Mapping[str, str]) -> int:
