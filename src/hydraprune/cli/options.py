@@ -68,10 +68,11 @@ def parse(kind: type[O], program: str, words: Sequence[str]) -> O:
         "--data.name" + word.removeprefix("--data") if re.match(r"--data(=|$)", word) else word for word in words
     ]
     flags = {f"--{field.name}" for field in dataclasses.fields(kind) if field.default is False}  # type: ignore[arg-type]
-    bare = (
-        word in flags and after not in ("true", "false") for word, after in zip(words, [*words[1:], ""], strict=True)
-    )
-    words = [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
+    after = [*words, ""][1:]
+    words = [
+        f"{word}=true" if word in flags and next_word not in ("true", "false") else word
+        for word, next_word in zip(words, after, strict=True)
+    ]
     parser = ArgumentParser(
         prog=program, usage=f"{program} [TARGET] [--OPTION VALUE …]", exit_on_error=False, allow_abbrev=False
     )
