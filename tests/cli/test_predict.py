@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -61,3 +63,27 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, network, capsys, words,
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_image_files_are_classified_without_the_training_stack(tmp_path, network):
+    image, _ = picture(tmp_path / "one.png")
+    script = (
+        "import sys; from hydraprune.cli import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "heavy = {'torch', 'jsonargparse', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script, "predict", str(network[0]), str(image)], check=True)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["net.hp"], ["net.hp", "--threads", "2"]])
+def test_without_images_and_without_sigma_both_uses_are_named(words, capsys):
+    assert main(["predict", *words]) == 2
+    error = capsys.readouterr().err
+    assert "which images" in error
+    assert "--sigma" in error
+
+
+def test_options_of_smoothing_lead_to_the_smoothed_network(capsys):
+    assert main(["predict", "nowhere", "--sigma", "0"]) == 2
+    assert "sigma must be above 0" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from hydraprune.data import Batches
 from hydraprune.engine import Training, Work, check_stop, train
 from hydraprune.errors import UserError
 from hydraprune.evaluation import Protocol
+from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.provenance import provenance
@@ -56,8 +57,8 @@ def pretrain_stage(project: Project) -> Stage:
         "pretrain",
         {
             **project.source,
-            "objective": as_dict(recipe.objective),
-            "training": as_dict(recipe.pretrain),
+            "objective": _described_objective(recipe.objective),
+            "training": _described_training(recipe.pretrain),
             "validation": [recipe.evaluation.validation_steps, recipe.evaluation.validation_n],
             "seed": recipe.seed,
             "precision": recipe.hardware.precision,
@@ -69,6 +70,7 @@ def pretrain_stage(project: Project) -> Stage:
 def prune_stage(project: Project) -> Stage:
     """Describe pruning: the pre-trained network, and the axes."""
     prune = as_dict(project.recipe.prune)
+    prune["search"] = _described_training(project.recipe.prune.search)
     if not project.recipe.prune.criterion.searches:
         del prune["search"]
     del prune["equal_epochs"]
@@ -79,14 +81,32 @@ def finetune_stage(project: Project) -> Stage:
     """Describe fine-tuning: the pruned network, and the training with its true number of epochs."""
     recipe = project.recipe
     training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
-    return Stage("finetune", {"parent": prune_stage(project).key, "training": as_dict(training)})
+    return Stage("finetune", {"parent": prune_stage(project).key, "training": _described_training(training)})
 
 
 def evaluate_stage(project: Project, network: Stage) -> Stage:
     """Describe the evaluation of a network on the test split."""
     measured = as_dict(project.recipe.evaluation)
     del measured["validation_steps"], measured["validation_n"]
+    measured["protocol"] = project.recipe.evaluation.protocol.describe()
     return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
+
+
+def _described_training(training: Training) -> dict[str, Any]:
+    """Describe a training. Options that are off leave no trace: that they exist changes no stage's name."""
+    described: dict[str, Any] = as_dict(training)
+    for name in ("awp", "average", "distillation"):
+        if not getattr(training, name).on:
+            del described[name]
+    return described
+
+
+def _described_objective(objective: Objective) -> dict[str, Any]:
+    """Describe an objective; labels that are not smoothed leave no trace either."""
+    described: dict[str, Any] = as_dict(objective)
+    if described.get("label_smoothing") == 0:
+        del described["label_smoothing"]
+    return described
 
 
 def pretrain(project: Project) -> StagePaths:
@@ -146,25 +166,35 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
         began = time.monotonic()
         model = load_network(project, network)
         measured = recipe.evaluation
+        protocol, size, keep = measured.protocol, measured.batch_size, measured.examples
+        belongs_to = evaluation.identity(model, project.test, protocol, size, recipe.seed, keep)
         result = evaluation.evaluate(
             project.fabric.to_device(model),
             project.test,
-            measured.protocol,
-            batch_size=measured.batch_size,
+            protocol,
+            batch_size=size,
             seed=recipe.seed,
             device=project.fabric.device,
             workers=recipe.hardware.workers,
+            keep=keep,
+            # On a small network the attacks of the full checks would take longer than the attack that counts.
+            sanity="model",
+            state=evaluation.State(paths.checkpoint, belongs_to, project.checkpoint_every_s),
             progress=project.progress,
             title=f"evaluate {title}",
             check=check_stop,
         )
-        _write_examples(paths, result.examples.first(measured.examples), project.dataset.class_names)
+        _write_examples(paths, result.examples, project.dataset.class_names)
+        benign_interval, robust_interval = result.intervals(len(project.dataset.test))
         return {
             "benign_accuracy": result.benign_accuracy,
             "robust_accuracy": result.robust_accuracy,
             "n": len(result.benign),
+            "confidence_interval": robust_interval,
+            "benign_confidence_interval": benign_interval,
             "refused": result.refused,
-            "protocol": measured.protocol.describe(),
+            "warnings": list(result.warnings),
+            "protocol": protocol.describe(),
             "seconds": time.monotonic() - began,
         }
 
@@ -235,7 +265,8 @@ def _train(
         extra=project.extra,
         extra_share=0.0 if project.extra is None else recipe.data.extra_share,
     )
-    work = Work(model, learning, recipe.objective, batches, masks, _validation(project), recipe.seed)
+    teacher = _teacher(project) if training.distillation.on else None
+    work = Work(model, learning, recipe.objective, batches, masks, _validation(project), recipe.seed, teacher)
     history, seconds = train(
         work, training, project.fabric, paths.checkpoint, project.progress, title, project.checkpoint_every_s
     )
@@ -249,6 +280,11 @@ def _train(
     }
 
 
+def _teacher(project: Project) -> nn.Module:
+    """Load the dense robust network, in the memory format of the recipe."""
+    return project.recipe.hardware.place(load_network(project, pretrain_stage(project)))
+
+
 def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | None:
     if len(project.validation) == 0:
         return None
@@ -256,10 +292,10 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
     count = recipe.evaluation.validation_n or len(project.validation)
     split = datasets.first(project.validation, min(count, len(project.validation)))
     norm, eps = recipe.objective.threat
+    if not eps > 0:
+        norm, eps = recipe.evaluation.protocol.threat
     steps = recipe.evaluation.validation_steps
-    attack = replace(recipe.evaluation.protocol.attack, steps=steps)
-    if eps > 0:
-        attack = PGD("l2" if norm == "l2" else "linf", eps, steps)
+    attack = PGD("l2" if norm == "l2" else "linf", eps, steps)
 
     def validate(model: nn.Module) -> dict[str, Any]:
         protocol = Protocol(attack, restarts=1 if steps else 0)
