@@ -1,6 +1,8 @@
-// The C interface. Every function that can fail returns a negative number; the caller has checked shapes and positions.
+// The C interface. The caller has checked shapes and positions. Every function that can fail returns a negative number:
+// -1 no memory, -2 the network is too large, -3 no more threads.
 #include <cstring>
 #include <new>
+#include <system_error>
 
 #include "session.h"
 
@@ -27,6 +29,8 @@ int guarded(const F& work) {
         return work();
     } catch (const std::bad_alloc&) {
         return -1;
+    } catch (const std::system_error&) {
+        return -3;
     } catch (...) {
         return -2;
     }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 
 #include "program.h"
@@ -56,7 +57,14 @@ size_t fan_in(const Node& node, const Shape& in) {
     return static_cast<size_t>(in.c / node.groups) * k.kh * k.kw;
 }
 
-constexpr size_t kMostFloats = size_t{1} << 28;  // of activations: a file may claim anything
+constexpr size_t kMostFloats = size_t{1} << 28;  // a file may claim anything
+
+// A product that sizes of a file went into; in double, so that it cannot wrap around.
+size_t bounded(double floats) {
+    if (!(floats <= static_cast<double>(kMostFloats))) throw std::length_error("too much memory");
+    return static_cast<size_t>(floats);
+}
+
 constexpr double kCached = 16 * 1024;  // bytes of the first cache for what a tile reads
 
 constexpr double kVisit = 64;             // multiply-adds that are worth another visit of the sums
@@ -115,9 +123,11 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
         met_taps = met_rows * x_taps / k.kw;
     }
     const int width = in.w + std::max(0, guard(k, in, node.shape).x);
-    const int flat = divide_up((node.shape.h - 1) * width + node.shape.w, kernels.lanes);
+    const double flat = std::ceil(((node.shape.h - 1.) * width + node.shape.w) / kernels.lanes);
     const int narrow = divide_up(pixels, kernels.lanes);
-    const bool direct = lanes == 1 && k.sh == 1 && k.sw == 1 && flat <= kDirect * narrow;
+    // Rows of the output lie as far apart as those of the input and must not overlap.
+    const bool direct =
+        lanes == 1 && k.sh == 1 && k.sw == 1 && node.shape.w <= width && flat <= kDirect * narrow;
     const double vectors = lanes > 1 ? met_rows * node.shape.w * run : direct ? flat : narrow;
     const double tiles = lanes == 1 ? divide_up(static_cast<int>(vectors), kernels.most_vectors)
                                     : met_rows * divide_up(node.shape.w * run, kernels.most_vectors);
@@ -232,14 +242,21 @@ void Program::plan_planes(const std::vector<std::vector<int>>& users) {
                 right = std::max(right, zeros.x);
                 below = std::max(below, zeros.y);
             }
+        // Numbers between images are read by one kernel, which multiplies them by 0: they must be zeros, not what was
+        // left there, which may be infinite.
+        bool dotted = false;
+        for (int u : users[n])
+            dotted |= u >= first_ && u < last_ && network_[u].weighted() && lanes_ == 1 &&
+                      choice_[u].method == Method::dense_each;
         const int pitch = s.w + right;
+        bounded(static_cast<double>(s.c) * (s.h + below) * pitch * lanes_);
         stored_[n] = {s.h, s.w, pitch, lanes_, static_cast<size_t>(s.h + below) * pitch * lanes_,
                       static_cast<size_t>(below) * pitch + right};
         const size_t aligned = round_up(stored_[n].stride, 16);
         if (lanes_ == 1 && aligned * 15 < stored_[n].stride * 16) stored_[n].stride = aligned;
         stored_[n].lead = round_up(stored_[n].lead, 16);
         const Plane own{s.h, s.w, pitch, lanes_,
-                        s.h * pitch == 1 || lanes_ > 1 ? static_cast<size_t>(s.h) * pitch * lanes_
+                        (s.h == 1 && pitch == 1) || lanes_ > 1 ? static_cast<size_t>(s.h) * pitch * lanes_
                                                        : round_up(static_cast<size_t>(s.h) * pitch, vector)};
         if (node.weighted() && n >= first_) {
             const Choice& choice = choice_[n];
@@ -248,6 +265,7 @@ void Program::plan_planes(const std::vector<std::vector<int>>& users) {
                 slot_[n] = {s.h, s.w, s.w, lanes_, static_cast<size_t>(s.h) * s.w * lanes_};
             } else {
                 const int run = choice.direct ? stored_[node.in[0]].pitch : s.w;
+                bounded(static_cast<double>(s.c) * s.h * run);
                 const int vectors = divide_up((s.h - 1) * run + s.w, vector);
                 slot_[n] = {s.h, s.w, run, 1, round_up(std::max(s.h * run, vectors * vector), vector)};
             }
@@ -257,7 +275,8 @@ void Program::plan_planes(const std::vector<std::vector<int>>& users) {
             const bool swapped = node.kind == Kind::add && pipeline_of_[node.in[0]] != pipeline_of_[n];
             slot_[n] = slot_[node.in[swapped ? 1 : 0]];
         }
-        if (right == 0 && below == 0) {  // nobody reads beyond the map: it is written down as it lies there
+        const bool gaps = slot_[n].stride != static_cast<size_t>(s.h) * s.w * lanes_;
+        if (right == 0 && below == 0 && !(dotted && gaps)) {  // it is written down as it lies in the scratch
             stored_[n] = slot_[n];
             continue;
         }
@@ -293,9 +312,17 @@ void Program::plan_slots(Pipeline& p) {
         return static_cast<int>(p.slot.size()) - 1;
     };
     auto written_down = [&](int node) {
-        if (plain_buffer_[node] >= 0) p.ops.push_back({Op::plain, node, slot[node], -1, -1, -1, plain_buffer_[node], -1, false});
-        for (int layout : layouts_of_[node])
-            p.ops.push_back({Op::copies, node, slot[node], -1, -1, -1, layout_buffer_[layout], layout, false});
+        if (plain_buffer_[node] >= 0) {
+            Op op{Op::plain, node, slot[node]};
+            op.buffer = plain_buffer_[node];
+            p.ops.push_back(op);
+        }
+        for (int layout : layouts_of_[node]) {
+            Op op{Op::copies, node, slot[node]};
+            op.buffer = layout_buffer_[layout];
+            op.layout = layout;
+            p.ops.push_back(op);
+        }
     };
     auto readers_here = [&](int node) {
         int count = 0;
@@ -324,13 +351,11 @@ void Program::plan_slots(Pipeline& p) {
             written_down(n);
             continue;
         }
-        Op op{};
-        op.node = n;
-        op.from = slot[in];
-        op.other = op.other_buffer = op.buffer = op.layout = -1;
-        op.type = node.kind == Kind::relu ? Op::relu : node.kind == Kind::affine ? Op::affine
-                : node.kind == Kind::add ? Op::add : Op::pool;
+        const auto type = node.kind == Kind::relu ? Op::relu : node.kind == Kind::affine ? Op::affine
+                        : node.kind == Kind::add ? Op::add : Op::pool;
+        Op op{type, n, slot[in]};
         if (node.kind == Kind::add) {
+            op.summand = other;
             if (pipeline_of_[other] == number) op.other = slot[other];
             else op.other_buffer = plain_buffer_[other];
         }
@@ -394,16 +419,19 @@ void Program::plan_copies(Layout& l, int n) const {
     l.pitch = lanes_ > 1 ? l.out_w + (k.kw - 1) * k.dw / k.sw : l.out_w;
     const bool shifted = lanes_ == 1 && k.sh == 1 && k.sw == 1 && in.pitch == l.pitch;
     std::vector<size_t> copy_of;
+    std::map<std::pair<int, int>, size_t> found;
     for (int ky = 0; ky < k.kh; ++ky)
         for (int kx = 0; kx < k.kw; ++kx) {
             const int row = ky * k.dh / k.sh, phase = ky * k.dh % k.sh;
             const int column = lanes_ > 1 ? kx * k.dw % k.sw : kx * k.dw;
-            size_t c = 0;
-            while (c < l.copies.size() && !(l.copies[c].phase_y == phase && l.copies[c].column == column)) ++c;
+            const size_t c = found.emplace(std::make_pair(phase, column), l.copies.size()).first->second;
             if (c == l.copies.size()) l.copies.push_back({phase, column, 0, 0, {}});
             l.copies[c].rows = std::max(l.copies[c].rows, l.out_h + row);
             copy_of.push_back(c);
         }
+    double rows = 0;
+    for (const auto& copy : l.copies) rows += copy.rows;
+    bounded(rows * l.pitch * lanes_ * network_[n].shape.c);
     for (auto& copy : l.copies) {
         copy.dst = l.stride;
         const int length = copy.rows * l.pitch;
@@ -563,7 +591,7 @@ void Program::pack_dense(const Node& node, Conv& conv) const {
         conv.offsets[order(at)] = checked(at.channel * stride + offsets[at.ky * k.kw + at.kx]);
     }
     const size_t blocks = divide_up(node.shape.c, kDenseBlock);
-    conv.weights.assign(blocks * fan * kDenseBlock, 0);
+    conv.weights.assign(bounded(static_cast<double>(blocks) * fan * kDenseBlock), 0);
     for (int c = 0; c < node.shape.c; ++c)
         for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
             const size_t tap = order(place(node, in, c, node.at(i, fan)));
@@ -583,9 +611,9 @@ void Program::pack_each(const Node& node, Conv& conv, bool dense) const {
     const Window k = window_of(node, in);
     const size_t fan = fan_in(node, in), whole = in.c * from.stride;
     const int out_w = node.shape.w, pixels = conv.pixels;
-    if (dense && lanes_ == 1) conv.weights.assign(node.shape.c * whole, 0);
+    if (dense && lanes_ == 1) conv.weights.assign(bounded(static_cast<double>(node.shape.c) * whole), 0);
     if (dense && lanes_ > 1) {
-        conv.weights.assign(static_cast<size_t>(divide_up(node.shape.c, kDenseBlock)) * fan * kDenseBlock, 0);
+        conv.weights.assign(bounded(static_cast<double>(divide_up(node.shape.c, kDenseBlock)) * fan * kDenseBlock), 0);
         conv.offsets.resize(fan);
         for (uint32_t i = 0; i < fan; ++i) {
             const Place at = place(node, in, 0, i);

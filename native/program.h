@@ -84,10 +84,11 @@ class Program {
   private:
     struct Op {
         enum Type { relu, affine, add, pool, plain, copies } type;
-        int node;
-        int from, to;          // slots
-        int other = -1;        // add: slot, or
-        int other_buffer = -1;  // buffer of the other summand
+        int node, from;         // from: slot
+        int to = -1;            // slot
+        int summand = -1;       // add: the other node, in
+        int other = -1;         // this slot, or
+        int other_buffer = -1;  // this buffer
         int buffer = -1;
         int layout = -1;
         bool rectify = false;  // affine, add
@@ -143,6 +144,7 @@ class Program {
 
     void run_block(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, float* arena,
                    float* scratch) const;
+    void run_add(const Pipeline& p, const Op& op, int c0, int count, const float* arena, float* scratch) const;
     void run_root(const Pipeline& p, int c0, int count, const std::vector<Input>& inputs, const float* arena,
                   float* out) const;
     void run_conv(const Pipeline& p, int c0, int count, const float* arena, float* out) const;

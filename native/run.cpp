@@ -43,31 +43,9 @@ void Program::run_block(const Pipeline& p, int c0, int count, const std::vector<
                         kernels_.affine(out + c * to.stride, from + c * to.stride, to.stride, node.scale[c0 + c],
                                         node.offset[c0 + c], op.rectify);
                 break;
-            case Op::add: {
-                if (op.other >= 0) {
-                    kernels_.add(out, from, scratch + p.slot[op.other], floats, op.rectify);
-                    break;
-                }
-                const int other = node.in[pipeline_of_[node.in[0]] == pipeline_of_[op.node] ? 1 : 0];
-                const Plane& with = stored_[other];
-                const float* summand = arena + buffers_[op.other_buffer].at + with.lead + c0 * with.stride;
-                if (with.stride == to.stride && with.pitch == to.pitch) {
-                    kernels_.add(out, from, summand, floats, op.rectify);
-                    break;
-                }
-                for (int c = 0; c < count; ++c)
-                    if (with.pitch == to.pitch)
-                        kernels_.add(out + c * to.stride, from + c * to.stride, summand + c * with.stride,
-                                     static_cast<size_t>(to.h) * to.pitch, op.rectify);
-                    else
-                        for (int y = 0; y < to.h; ++y)
-                            for (int x = 0; x < to.w; ++x) {
-                                const size_t at = c * to.stride + static_cast<size_t>(y) * to.pitch + x;
-                                const float sum = from[at] + summand[c * with.stride + static_cast<size_t>(y) * with.pitch + x];
-                                out[at] = op.rectify && 0 > sum ? 0 : sum;
-                            }
+            case Op::add:
+                run_add(p, op, c0, count, arena, scratch);
                 break;
-            }
             case Op::pool:
                 run_pool(op, slot_[node.in[0]], to, from, out, count);
                 break;
@@ -78,6 +56,36 @@ void Program::run_block(const Pipeline& p, int c0, int count, const std::vector<
                 const Layout& layout = *layouts_[op.layout];
                 write_copies(layout, to, from, arena + buffers_[op.buffer].at + c0 * layout.stride, count);
                 break;
+            }
+        }
+    }
+}
+
+void Program::run_add(const Pipeline& p, const Op& op, int c0, int count, const float* arena, float* scratch) const {
+    const Plane& to = slot_[op.node];
+    const bool here = op.other >= 0;
+    const Plane& with = here ? slot_[op.summand] : stored_[op.summand];
+    const float* const from = scratch + p.slot[op.from];
+    const float* const summand =
+        here ? scratch + p.slot[op.other] : arena + buffers_[op.other_buffer].at + with.lead + c0 * with.stride;
+    float* const out = scratch + p.slot[op.to];
+    if (with.stride == to.stride && with.pitch == to.pitch) {
+        kernels_.add(out, from, summand, count * to.stride, op.rectify);
+        return;
+    }
+    const bool whole = with.pitch == to.pitch && to.stride % kernels_.lanes == 0;  // else vectors reach the next channel
+    for (int c = 0; c < count; ++c) {
+        const size_t at = c * to.stride, other = c * with.stride;
+        if (whole) {
+            kernels_.add(out + at, from + at, summand + other, static_cast<size_t>(to.h) * to.pitch, op.rectify);
+            continue;
+        }
+        for (int y = 0; y < to.h; ++y) {
+            const size_t row = at + static_cast<size_t>(y) * to.pitch;
+            const float* const other_row = summand + other + static_cast<size_t>(y) * with.pitch;
+            for (int x = 0; x < to.w; ++x) {
+                const float sum = from[row + x] + other_row[x];
+                out[row + x] = op.rectify && 0 > sum ? 0 : sum;
             }
         }
     }
@@ -212,13 +220,13 @@ void Program::write_plain(int n, const float* in, float* buffer, int c0, int cou
     const Plane &from = slot_[n], &to = stored_[n];
     if (c0 == 0) std::fill(buffer, buffer + to.lead, 0.f);
     float* out = buffer + to.lead + c0 * to.stride;
-    if (from.stride == to.stride && from.pitch == to.pitch && to.lead == 0) {
-        std::memcpy(out, in, count * to.stride * sizeof(float));
-    } else if (!stored_masks_[n].empty()) {
+    if (!stored_masks_[n].empty()) {
         const int vectors = static_cast<int>(stored_masks_[n].size());
         const Shift whole{0, 0, vectors, static_cast<int>(to.stride) - (vectors - 1) * kernels_.lanes,
                           stored_masks_[n].data()};
         kernels_.shift(in, from.stride, out, to.stride, count, &whole, 1);
+    } else if (from.stride == to.stride && from.pitch == to.pitch && to.lead == 0) {
+        std::memcpy(out, in, count * to.stride * sizeof(float));
     } else {
         for (int c = 0; c < count; ++c, in += from.stride, out += to.stride) {
             for (int y = 0; y < to.h; ++y) {

@@ -16,6 +16,21 @@ Aligned::Aligned(size_t n) : floats(n) {
 
 Aligned::~Aligned() { std::free(data); }
 
+// A child that was forked cannot stop its parent's threads: they are not there. Their memory is lost to it.
+Session::~Session() {
+    while (!idle_.empty()) idle_context();
+}
+
+std::unique_ptr<Session::Context> Session::idle_context() {
+    while (!idle_.empty()) {
+        std::unique_ptr<Context> context = std::move(idle_.back());
+        idle_.pop_back();
+        if (context->owner == process()) return context;
+        context.release();
+    }
+    return nullptr;
+}
+
 void Session::finish() {
     single_ = std::make_unique<Program>(network_, 0, static_cast<int>(network_.size()), 1, kernels_, threads_);
 }
@@ -151,10 +166,7 @@ void Session::run(const float* images, int batch, float* logits) {
     std::unique_ptr<Context> context;
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (!idle_.empty()) {
-            context = std::move(idle_.back());
-            idle_.pop_back();
-        }
+        context = idle_context();
     }
     if (!context) context = std::make_unique<Context>(threads_);
     for (int done = 0; done < batch;) {

@@ -20,6 +20,8 @@ struct Aligned {
 class Session {
   public:
     Session(const Kernels& kernels, int threads) : kernels_(kernels), threads_(threads) {}
+    Session(const Session&) = delete;
+    ~Session();
     Network& network() { return network_; }
     void finish();
     void run(const float* images, int batch, float* logits);
@@ -42,10 +44,12 @@ class Session {
     struct Context {
         explicit Context(int threads) : team(threads) {}
         Team team;
+        const int owner = process();
         std::vector<Aligned> arenas, scratches, crossings;
         size_t floats() const;
     };
 
+    std::unique_ptr<Context> idle_context();
     Plane image_plane() const;
     const Group* group_for(int images);
     std::unique_ptr<Group> plan_group(int lanes) const;

@@ -2,30 +2,43 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
 namespace hydraprune {
+
+// The process, so that a child that was forked knows that its parent's threads are not here.
+inline int process() {
+#if defined(_WIN32)
+    return 0;
+#else
+    return static_cast<int>(getpid());
+#endif
+}
 
 class Team {
   public:
     explicit Team(int threads) {
-        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
-    }
-    ~Team() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
-            generation_.fetch_add(1);
+        try {
+            for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+        } catch (...) {  // the machine has no more threads
+            stop();
+            throw;
         }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
     }
-    int size() const { return static_cast<int>(workers_.size()) + 1; }
+    ~Team() { stop(); }
+    Team(const Team&) = delete;
 
-    // Call task(piece, thread) for every piece in [0, pieces); pieces go to whichever thread is free.
+    // Call task(piece, thread) for every piece in [0, pieces); pieces go to whichever thread is free. What a task throws
+    // is thrown here when all are done.
     template <class Task>
     void run(int pieces, const Task& task) {
         if (workers_.empty() || pieces < 2) {
@@ -33,7 +46,12 @@ class Team {
             return;
         }
         call_ = [&](int thread) {
-            for (int piece; (piece = next_.fetch_add(1)) < pieces;) task(piece, thread);
+            try {
+                for (int piece; (piece = next_.fetch_add(1)) < pieces;) task(piece, thread);
+            } catch (...) {
+                std::lock_guard<std::mutex> lock(mutex_);
+                failure_ = std::current_exception();
+            }
         };
         next_ = 0;
         busy_ = static_cast<int>(workers_.size());
@@ -45,10 +63,21 @@ class Team {
         call_(0);
         for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; ++spins)
             if (spins > kSpins) std::this_thread::yield();
+        if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     }
 
   private:
     static constexpr int kSpins = 2000;
+
+    void stop() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stop_ = true;
+            generation_.fetch_add(1);
+        }
+        wake_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
 
     void work(int thread) {
         unsigned seen = 0;
@@ -73,6 +102,7 @@ class Team {
     std::atomic<int> busy_{0}, next_{0};
     std::atomic<bool> stop_{false};
     std::function<void(int)> call_;
+    std::exception_ptr failure_;
 };
 
 }  // namespace hydraprune

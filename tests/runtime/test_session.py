@@ -191,3 +191,17 @@ def test_predicting_imports_nothing_of_the_training_stack(tmp_path):
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(small(tmp_path / "n"))], check=True)
+
+
+def test_a_forked_child_predicts_too_and_ends(tmp_path):
+    """The threads of a session are not there in a child: it must neither wait for them nor for their end."""
+    script = (
+        "import os, signal, sys, numpy as np; from hydraprune import runtime\n"
+        "session, images = runtime.load(sys.argv[1], threads=3), np.ones((40, 2, 7, 6), np.float32)\n"
+        "expected = session(images)\n"
+        "child = os.fork()\n"
+        "if not child: signal.alarm(60)\n"
+        "assert all(np.array_equal(session(images), expected) for _ in range(3))\n"
+        "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(small(tmp_path / "n"))], check=True)

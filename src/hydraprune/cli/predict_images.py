@@ -34,9 +34,7 @@ def command(words: Sequence[str]) -> int:
     options = _parse(words)
     network, *images = options.files or ("",)
     if not images:
-        raise UserError(
-            "say which images: predict NETWORK IMAGE …; or give --sigma for the smoothed network"
-        )
+        raise UserError("say which images: predict NETWORK IMAGE …; or give --sigma for the smoothed network")
     session = runtime.load(network, options.threads)
     in_shape = session.info().in_shape
     logits = session(np.stack([_pixels(Path(image), in_shape) for image in images]))

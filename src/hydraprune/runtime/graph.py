@@ -25,6 +25,7 @@ TensorShapes = Mapping[str, tuple[int, ...]]
 
 _MOST_NODES = 10_000
 _MOST_VALUES = 2**25  # of one value of the network; those of ResNet-50 at 224 pixels have less than 2**21
+_MOST_WEIGHTS = 2**29  # of one layer: the kernels count them, as often as four pixels read them, in 32 bits
 _MOST_WINDOW = 2**12
 
 _FIELDS = {
@@ -191,6 +192,8 @@ def _weight(fields: dict[str, Any], tensors: TensorShapes, axes: int) -> tuple[i
     weight = fields["weight"]
     if not isinstance(weight, str) or len(tensors.get(weight, ())) != axes:
         raise UserError(f"it has no weight of {axes} axes called {weight!r}")
+    if math.prod(tensors[weight]) > _MOST_WEIGHTS:
+        raise UserError(f"weight {weight!r} has more than {_MOST_WEIGHTS} entries")
     if fields["bias"] is not None:
         _tensor(fields["bias"], tensors, tensors[weight][:1])
     return tensors[weight]

@@ -16,6 +16,11 @@ from hydraprune.errors import HydrapruneError
 from hydraprune.runtime.lower import Add, Affine, Input, Pool, Relu, Step, Weighted
 
 KERNELS = ("avx512", "avx2", "portable")
+_REASONS = {
+    -1: "there is not enough memory",
+    -2: "the network is too large",
+    -3: "the machine gives no more threads",
+}
 _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "hp_kernels": (ctypes.c_char_p, [ctypes.c_char_p]),
@@ -154,5 +159,4 @@ class NativeEngine:
 
     def _check(self, code: int) -> None:
         if code < 0:
-            reason = "there is not enough memory" if code == -1 else "the network is too large"
-            raise HydrapruneError(f"the sparse runtime cannot run this network: {reason}")
+            raise HydrapruneError(f"the sparse runtime cannot run this network: {_REASONS[code]}")
