@@ -1,21 +1,24 @@
 """Latency of pruned networks: the sparse runtime against dense engines, all in one run, one after the other.
 
     python benchmarks/runtime.py [--json]
-    python benchmarks/runtime.py --networks vgg16_bn --batches 1 --threads 1 --repeats 30
+    python benchmarks/runtime.py --networks vgg16_bn --batches 1 --threads 1 --repeats 60
 
-Masks are random, BatchNorm has random statistics, BatchNorm is folded in every engine that folds. A round calls every
-engine once after one call that warms its caches, so that other work on the machine hits all alike; the figure is the
-median over the rounds, of the processor's time at one thread and of the wall clock at more. Before it is timed, a rival
-must give the logits of torch, within 1e-3 of the largest in float32 and 5 % in lower precision.
+Masks are random, BatchNorm has random statistics and is folded in every engine that folds. A round calls every engine,
+once to warm its caches and once for the clock, so that other work on the machine hits all alike. Times are medians over
+the rounds, of the processor's time at one thread and of the wall clock at more; a ratio is the median over the rounds
+of the rival's time by ours, with its quartiles. Before it is timed, a rival must give the logits of torch, within 1e-3
+of the largest in float32 and 5 % in lower precision. Dense engines gain nothing from zeros: they run the network at 90 %.
 
 Engines, where installed: ours with each set of kernels; ONNX Runtime float32 and int8 (static quantisation, per
 channel); torch eager (channels_last) and torch.compile bfloat16; OpenVINO float32 and bfloat16.
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +34,14 @@ from hydraprune.export import Architecture, save_compact, save_onnx
 
 Run = Callable[[np.ndarray], np.ndarray]
 SHAPE = (3, 32, 32)
+RIVALS = {
+    "onnxruntime fp32": lambda w: onnxruntime_engine(w.dense_file(), w.threads),
+    "onnxruntime int8": lambda w: onnxruntime_engine(quantised(w.dense_file(), w.folder, w.images), w.threads),
+    "torch eager fp32": lambda w: torch_engine(copy.deepcopy(w.model), torch.float32, compiled=False),
+    "torch.compile bf16": lambda w: torch_engine(copy.deepcopy(w.model), torch.bfloat16, compiled=True),
+    "openvino fp32": lambda w: openvino_engine(w.dense_file(), w.threads, "f32"),
+    "openvino bf16": lambda w: openvino_engine(w.dense_file(), w.threads, "bf16"),
+}
 
 
 def network(name: str, sparsity: float) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -46,6 +57,27 @@ def network(name: str, sparsity: float) -> tuple[nn.Module, dict[str, torch.Tens
             module.running_var.uniform_(0.5, 2)
             module.running_mean.uniform_(-0.1, 0.1)
     return model, masks
+
+
+class Work:
+    """What the rivals of one case compute: `model` on `images`."""
+
+    def __init__(self, model: nn.Module, images: np.ndarray, threads: int, folder: Path) -> None:
+        self.model, self.images, self.threads, self.folder = model, images, threads, folder
+
+    def expected(self) -> np.ndarray:
+        return logits_of_torch(self.model, self.images)
+
+    def dense_file(self) -> Path:
+        file = self.folder / "dense.onnx"
+        if not file.exists():
+            save_onnx(file, self.model, SHAPE)
+        return file
+
+
+def logits_of_torch(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.from_numpy(images)).numpy()
 
 
 def onnxruntime_engine(file: Path, threads: int) -> Run:
@@ -75,7 +107,7 @@ def quantised(file: Path, folder: Path, images: np.ndarray) -> Path:
     return out
 
 
-def torch_engine(model: nn.Module, dtype: torch.dtype, compiled: bool) -> Run:
+def torch_engine(model: nn.Module, dtype: torch.dtype, *, compiled: bool) -> Run:
     model = model.to(dtype=dtype, memory_format=torch.channels_last)
     call = torch.compile(model) if compiled else model
 
@@ -95,43 +127,27 @@ def openvino_engine(file: Path, threads: int, precision: str) -> Run:
     return lambda images: compiled(images)[0]
 
 
-def rivals(model: nn.Module, folder: Path, threads: int, images: np.ndarray, wanted: list[str]) -> dict[str, Run]:
-    """Return every dense engine that is installed and wanted, by name; what fails is said and left out."""
-    file = folder / "dense.onnx"
-    makers: dict[str, Callable[[], Run]] = {
-        "onnxruntime fp32": lambda: onnxruntime_engine(file, threads),
-        "onnxruntime int8": lambda: onnxruntime_engine(quantised(file, folder, images), threads),
-        "torch eager fp32": lambda: torch_engine(network_copy(model), torch.float32, False),
-        "torch.compile bf16": lambda: torch_engine(network_copy(model), torch.bfloat16, True),
-        "openvino fp32": lambda: openvino_engine(file, threads, "f32"),
-        "openvino bf16": lambda: openvino_engine(file, threads, "bf16"),
-    }
-    save_onnx(file, model, SHAPE)
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).numpy()
-    engines = {}
+def rivals(work: Work, wanted: list[str]) -> tuple[dict[str, Run], dict[str, str]]:
+    """Return every dense engine that is installed and right, by name, and why others are left out."""
+    expected = work.expected()
+    engines: dict[str, Run] = {}
+    left_out = {}
     for name in wanted:
         try:
-            engine = makers[name]()
-            error = np.abs(engine(images) - expected).max() / np.abs(expected).max()
+            engine = RIVALS[name](work)
+            error = np.abs(engine(work.images) - expected).max() / np.abs(expected).max()
         except Exception as problem:  # noqa: BLE001 - an engine that is missing or fails is no reason to stop
-            print(f"  {name}: left out ({type(problem).__name__}: {str(problem).splitlines()[:1]})")
+            left_out[name] = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
             continue
         if error > (1e-3 if name.endswith("fp32") else 0.05):
-            print(f"  {name}: left out, its logits are off by {error:.2g} of the largest")
+            left_out[name] = f"its logits are off by {error:.2g} of the largest"
             continue
         engines[name] = engine
-    return engines
+    return engines, left_out
 
 
-def network_copy(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model)
-
-
-def timed(engines: dict[str, Run], images: np.ndarray, repeats: int, threads: int) -> dict[str, float]:
-    """Return the median milliseconds of each engine."""
+def timed(engines: dict[str, Run], images: np.ndarray, repeats: int, threads: int) -> dict[str, list[float]]:
+    """Return the milliseconds of each engine in each round."""
     clock = time.process_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(repeats):
@@ -140,41 +156,66 @@ def timed(engines: dict[str, Run], images: np.ndarray, repeats: int, threads: in
             start = clock()
             run(images)
             times[name].append(1e3 * (clock() - start))
-    return {name: statistics.median(found) for name, found in times.items()}
+    return times
 
 
 def measure(options: argparse.Namespace, name: str, batch: int, threads: int) -> dict[str, Any]:
     images = np.random.default_rng(0).random((batch, *SHAPE), dtype=np.float32)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        # Dense engines gain nothing from zeros: they run the network at 90 %.
-        engines = rivals(network(name, 0.9)[0], Path(folder), threads, images, options.rivals)
+        engines, left_out = rivals(Work(network(name, 0.9)[0], images, threads, Path(folder)), options.rivals)
+        dense = list(engines)
         for sparsity in options.sparsities:
             model, masks = network(name, sparsity)
             path = Path(folder) / f"{sparsity}.hp"
             save_compact(path, model, masks, Architecture(name, 10, SHAPE), {})
-            with torch.inference_mode():
-                expected = model(torch.from_numpy(images)).numpy()
+            expected = logits_of_torch(model, images)
             for kernels in options.kernels:
                 session = runtime.load(path, threads, kernels)
                 error = np.abs(session(images) - expected).max() / np.abs(expected).max()
                 assert error <= 1e-5, f"our own logits are off by {error}"
-                engines[f"ours {kernels} {sparsity:g}"] = session
-        repeats = options.repeats if batch == 1 else max(3, options.repeats // 8)
-        milliseconds = timed(engines, images, repeats, threads)
-    return {"network": name, "batch": batch, "threads": threads, "repeats": repeats, "milliseconds": milliseconds}
+                engines[f"{kernels} {sparsity:g}"] = session
+        repeats = options.repeats if batch == 1 else max(3, options.repeats // 6)
+        times = timed(engines, images, repeats, threads)
+    ratios = {
+        ours: {rival: quartiles([r / o for r, o in zip(times[rival], times[ours], strict=True)]) for rival in dense}
+        for ours in times
+        if ours not in dense
+    }
+    return {
+        "network": name,
+        "batch": batch,
+        "threads": threads,
+        "rounds": repeats,
+        "milliseconds": {engine: quartiles(found) for engine, found in times.items()},
+        "ratios": ratios,
+        "left_out": left_out,
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "low": low, "high": high}
 
 
 def shown(row: dict[str, Any]) -> str:
-    times = row["milliseconds"]
-    dense = {name: value for name, value in times.items() if not name.startswith("ours")}
-    lines = [f"{row['network']}, batch {row['batch']}, {row['threads']} thread(s), median of {row['repeats']}"]
-    lines += [f"  {name:<22} {value:9.3f} ms" for name, value in dense.items()]
-    for name, value in times.items():
-        if name.startswith("ours"):
-            ratios = "  ".join(f"{other / value:5.2f}x {rival}" for rival, other in dense.items())
-            lines.append(f"  {name:<22} {value:9.3f} ms  {ratios}")
+    lines = [f"{row['network']}, batch {row['batch']}, {row['threads']} thread(s), {row['rounds']} rounds"]
+    lines += [f"  {name}: left out, {reason}" for name, reason in row["left_out"].items()]
+    for name, value in row["milliseconds"].items():
+        line = f"  {name:<20} {value['median']:9.3f} ms ({value['low']:.3f} to {value['high']:.3f})"
+        for rival, ratio in row["ratios"].get(name, {}).items():
+            line += f"  {ratio['median']:.2f}x {rival} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def machine() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -184,22 +225,17 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--kernels", nargs="+", default=list(runtime.available_kernels()[:2]))
-    parser.add_argument(
-        "--rivals", nargs="+", default=["onnxruntime fp32", "onnxruntime int8", "torch eager fp32", "torch.compile bf16",
-                                        "openvino fp32", "openvino bf16"],
-    )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=24)
+    parser.add_argument("--rivals", nargs="+", choices=list(RIVALS), default=list(RIVALS), metavar="RIVAL")
+    parser.add_argument("--repeats", type=int, default=48, help="rounds at batch 1; a sixth of them at other sizes")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args()
-    cases = [(n, b, t) for n in options.networks for b in options.batches for t in options.threads]
     rows = []
-    for case in cases:
+    for case in [(n, b, t) for n in options.networks for b in options.batches for t in options.threads]:
         rows.append(measure(options, *case))
-        if not options.json:
-            print(shown(rows[-1]), flush=True)
+        print(shown(rows[-1]), flush=True, file=sys.stderr if options.json else sys.stdout)
     if options.json:
         versions = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
-        print(json.dumps({"machine": platform.processor() or platform.machine(), "versions": versions, "rows": rows}))
+        print(json.dumps({"machine": machine(), "versions": versions, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ struct Kernels {
     int lanes;             // floats of a vector
     int most_vectors;      // of a sparse tile
     int most_dense;        // vectors of a dense tile
-    void (*const* sparse[2])(const SparseArgs&);  // [offsets of 32 bits][vectors]
+    void (*const* sparse[2])(const SparseArgs&);  // [offsets of 32 bits][vectors], half a vector at 0
     void (*const* dense)(const DenseArgs&);    // [vectors]
     void (*sparse_dot[2])(const SparseArgs&);  // one number a channel
     void (*dense_dot)(const float* weights, const float* x, size_t taps, const float* bias, float* out, int channels);

@@ -11,14 +11,33 @@ namespace hydraprune {
 namespace {
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef float vec_u __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float half_vec __attribute__((vector_size(2 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
-inline vec splat(float value) { return value - vec{}; }
-inline vec load(const float* p) { return *reinterpret_cast<const vec_u*>(p); }
-inline void store(float* p, vec v) { *reinterpret_cast<vec_u*>(p) = v; }
-inline vec larger(vec a, vec b) { return a > b ? a : b; }      // b where one is NaN
-inline vec rectified(vec x) { return larger(vec{}, x); }        // NaN stays NaN
+template <class Vector>
+struct Unaligned {
+    typedef Vector type __attribute__((aligned(4), may_alias));
+};
+template <class Vector = vec>
+inline Vector splat(float value) {
+    return value - Vector{};
+}
+template <class Vector = vec>
+inline Vector load(const float* p) {
+    return *reinterpret_cast<const typename Unaligned<Vector>::type*>(p);
+}
+template <class Vector>
+inline void store(float* p, Vector v) {
+    *reinterpret_cast<typename Unaligned<Vector>::type*>(p) = v;
+}
+template <class Vector>
+inline Vector larger(Vector a, Vector b) {  // b where one is NaN
+    return a > b ? a : b;
+}
+template <class Vector>
+inline Vector rectified(Vector x) {  // NaN stays NaN
+    return larger(Vector{}, x);
+}
 
 inline vec masked(vec x, uint32_t lanes) {
 #if LANES == 16 && defined(__AVX512F__)
@@ -41,7 +60,7 @@ inline void store_part(float* p, vec x, int count) {
 
 // Each tap: broadcast its weight, multiply-add it with one input vector per accumulator. Few vectors need several taps
 // in flight to hide the latency of the additions; then the weights, not the inputs, are most of what is read.
-template <class Offset, int N>
+template <class Offset, int N, class Vector = vec>
 void sparse(const SparseArgs& a) {
     constexpr int kFlight = N >= 6 ? 1 : N >= 3 ? 2 : N == 2 ? 4 : 8;
     const Offset* const offsets = static_cast<const Offset*>(a.offsets);
@@ -49,11 +68,11 @@ void sparse(const SparseArgs& a) {
     const float* const base = a.base;
     for (int c = 0; c < a.channels; ++c) {
         float* const out = a.out + c * a.out_stride;
-        vec sums[kFlight][N];
+        Vector sums[kFlight][N];
 #pragma GCC unroll 16
         for (int u = 0; u < kFlight; ++u)
 #pragma GCC unroll 16
-            for (int j = 0; j < N; ++j) sums[u][j] = u ? vec{} : a.add ? load(out + j * LANES) : splat(a.bias[c]);
+            for (int j = 0; j < N; ++j) sums[u][j] = u ? Vector{} : a.add ? load<Vector>(out + j * LANES) : splat<Vector>(a.bias[c]);
         size_t tap = a.begin[c];
         const size_t end = a.end[c];
         for (; tap + kFlight <= end; tap += kFlight) {
@@ -64,17 +83,17 @@ void sparse(const SparseArgs& a) {
 #pragma GCC unroll 16
             for (int u = 0; u < kFlight; ++u) {
                 const float* const in = base + offsets[tap + u];
-                const vec weight = splat(weights[tap + u]);
+                const Vector weight = splat<Vector>(weights[tap + u]);
 #pragma GCC unroll 16
-                for (int j = 0; j < N; ++j) sums[u][j] += weight * load(in + j * LANES);
+                for (int j = 0; j < N; ++j) sums[u][j] += weight * load<Vector>(in + j * LANES);
             }
         }
         if (kFlight > 1)
             for (; tap < end; ++tap) {
                 const float* const in = base + offsets[tap];
-                const vec weight = splat(weights[tap]);
+                const Vector weight = splat<Vector>(weights[tap]);
 #pragma GCC unroll 16
-                for (int j = 0; j < N; ++j) sums[0][j] += weight * load(in + j * LANES);
+                for (int j = 0; j < N; ++j) sums[0][j] += weight * load<Vector>(in + j * LANES);
             }
 #pragma GCC unroll 16
         for (int j = 0; j < N; ++j) {
@@ -254,7 +273,7 @@ void every(const float* from, float* to, int count, int step) {
 
 template <class Offset>
 void (*const sparse_table[])(const SparseArgs&) = {
-    nullptr,           sparse<Offset, 1>,  sparse<Offset, 2>,  sparse<Offset, 3>,  sparse<Offset, 4>,
+    sparse<Offset, 1, half_vec>, sparse<Offset, 1>, sparse<Offset, 2>,  sparse<Offset, 3>,  sparse<Offset, 4>,
     sparse<Offset, 5>, sparse<Offset, 6>,  sparse<Offset, 7>,  sparse<Offset, 8>,
 #if MOST_VECTORS > 8
     sparse<Offset, 9>, sparse<Offset, 10>, sparse<Offset, 11>, sparse<Offset, 12>,

@@ -65,8 +65,9 @@ size_t bounded(double floats) {
     return static_cast<size_t>(floats);
 }
 
-constexpr double kCached = 16 * 1024;  // bytes of the first cache for what a tile reads
+constexpr double kCached = 32 * 1024;  // bytes of the first cache for what a tile reads
 
+constexpr double kFewReads = 16;
 constexpr double kVisit = 64;             // multiply-adds that are worth another visit of the sums
 
 bool pointwise(const Window& k) { return k == Window{1, 1, 1, 1, 0, 0, 1, 1}; }
@@ -293,7 +294,7 @@ void Program::plan_planes(const std::vector<std::vector<int>>& users) {
 void Program::plan_block(Pipeline& p) {
     const bool dense = p.conv.method == Method::dense || (p.conv.method == Method::dense_each && lanes_ > 1);
     const size_t floats = slot_[p.root].stride;
-    int block = static_cast<int>(std::clamp<size_t>(4096 / floats, p.conv.depth > 1 ? 16 : 1, 256));
+    int block = static_cast<int>(std::clamp<size_t>(4096 / floats, p.conv.depth > 1 ? 64 : 1, 256));
     if (threads_ > 1) block = std::min(block, divide_up(p.channels, 2 * threads_));
     if (dense && p.import < 0) block = static_cast<int>(round_up(block, kDenseBlock));
     p.block = std::min(block, p.channels);
@@ -401,7 +402,8 @@ int Program::layout_for(int n, const Node& conv) {
     layout->window = conv.window;
     layout->out_h = conv.shape.h;
     layout->out_w = conv.shape.w;
-    plan_copies(*layout, n);
+    const double inputs = static_cast<double>(network_[n].shape.c) * conv.window.kh * conv.window.kw;
+    plan_copies(*layout, n, static_cast<double>(conv.weight.size()) / inputs);
     const int index = static_cast<int>(layouts_.size());
     const size_t floats = network_[n].shape.c * layout->stride + 32 * kernels_.lanes;
     layout_buffer_.push_back(static_cast<int>(buffers_.size()));
@@ -411,18 +413,23 @@ int Program::layout_for(int n, const Node& conv) {
     return index;
 }
 
-void Program::plan_copies(Layout& l, int n) const {
+void Program::plan_copies(Layout& l, int n, double reads) const {
     const Window& k = l.window;
     const Plane& in = slot_[n];
     const int vector = kernels_.lanes;
     l.tap_offset.resize(k.kh * k.kw);
     l.pitch = lanes_ > 1 ? l.out_w + (k.kw - 1) * k.dw / k.sw : l.out_w;
     const bool shifted = lanes_ == 1 && k.sh == 1 && k.sw == 1 && in.pitch == l.pitch;
+    // Rows shorter than a vector, one behind the other: those that would begin within a vector are copies of their own,
+    // unless each is read so often that it pays to keep all of them in the first cache.
+    const bool rows_fit = shifted && l.pitch < vector && vector % l.pitch == 0;
+    const int step = rows_fit && reads <= kFewReads ? vector / l.pitch : k.sh;
+    const auto row_of = [&](int ky) { return k.sh > 1 ? ky * k.dh / k.sh : ky * k.dh / step * step; };
     std::vector<size_t> copy_of;
     std::map<std::pair<int, int>, size_t> found;
     for (int ky = 0; ky < k.kh; ++ky)
         for (int kx = 0; kx < k.kw; ++kx) {
-            const int row = ky * k.dh / k.sh, phase = ky * k.dh % k.sh;
+            const int row = row_of(ky), phase = ky * k.dh % step;
             const int column = lanes_ > 1 ? kx * k.dw % k.sw : kx * k.dw;
             const size_t c = found.emplace(std::make_pair(phase, column), l.copies.size()).first->second;
             if (c == l.copies.size()) l.copies.push_back({phase, column, 0, 0, {}});
@@ -439,20 +446,20 @@ void Program::plan_copies(Layout& l, int n) const {
         const int masked = shifted ? length : l.pitch;
         copy.masks.assign(divide_up(masked, vector), 0);
         for (int i = 0; i < masked; ++i) {
-            const int y = shifted ? i / l.pitch - k.ph : 0, x = i % l.pitch * k.sw + copy.column - k.pw;
+            const int y = shifted ? i / l.pitch + copy.phase_y - k.ph : 0, x = i % l.pitch * k.sw + copy.column - k.pw;
             if (y >= 0 && y < in.h && x >= 0 && x < in.w) copy.masks[i / vector] |= 1u << i % vector;
         }
     }
     for (auto& copy : l.copies)
         if (shifted) {
             const int vectors = static_cast<int>(copy.masks.size());
-            l.moves.push_back({copy.dst, -static_cast<ptrdiff_t>(k.ph) * l.pitch + copy.column - k.pw, vectors,
+            l.moves.push_back({copy.dst, static_cast<ptrdiff_t>(copy.phase_y - k.ph) * l.pitch + copy.column - k.pw, vectors,
                                copy.rows * l.pitch - (vectors - 1) * vector, copy.masks.data()});
         }
     for (int ky = 0; ky < k.kh; ++ky)
         for (int kx = 0; kx < k.kw; ++kx) {
             const int tap = ky * k.kw + kx;
-            const size_t pixel = static_cast<size_t>(ky * k.dh / k.sh) * l.pitch + (lanes_ > 1 ? kx * k.dw / k.sw : 0);
+            const size_t pixel = static_cast<size_t>(row_of(ky)) * l.pitch + (lanes_ > 1 ? kx * k.dw / k.sw : 0);
             l.tap_offset[tap] = l.copies[copy_of[tap]].dst + pixel * lanes_;
         }
 }
@@ -482,6 +489,7 @@ void Program::plan_conv(Pipeline& p) {
     }
     const int floats = (node.shape.h - 1) * slot_[p.root].pitch + node.shape.w;
     conv.vectors = lanes_ > 1 ? node.shape.w * (lanes_ / kernels_.lanes) : divide_up(floats, kernels_.lanes);
+    conv.half = conv.method == Method::sparse && lanes_ == 1 && floats <= kernels_.lanes / 2;
     int most = conv.method == Method::dense ? kernels_.most_dense : kernels_.most_vectors;
     if (lanes_ == 1 && conv.method == Method::sparse) {
         const double taps = static_cast<double>(node.weight.size()) / node.shape.c;

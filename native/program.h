@@ -100,6 +100,7 @@ class Program {
         int depth = 1;    // blocks of input channels, so that what a tile reads stays in the first cache
         int vectors = 0;  // of a run: whole plane, or row of the output
         int tile = 0;
+        bool half = false;  // a run is no longer than half a vector
         int pixels = 1;  // *_each: outputs of a channel
         bool relu = false;
         std::vector<uint16_t> narrow;  // offsets of the taps, where they fit
@@ -130,7 +131,7 @@ class Program {
 
     void plan_planes(const std::vector<std::vector<int>>& users);
     void plan_pipelines();
-    void plan_copies(Layout& layout, int in) const;
+    void plan_copies(Layout& layout, int in, double reads) const;  // reads: how often each input is read
     int layout_for(int node, const Node& conv);
     void plan_conv(Pipeline& pipeline);
     void pack_each(const Node& node, Conv& conv, bool dense) const;

@@ -154,7 +154,7 @@ void Program::run_conv(const Pipeline& p, int c0, int count, const float* arena,
             if (!dense) {
                 for (int d = 0; d < conv.depth; ++d) {
                     const size_t first = (kind + d) * channels + c0;
-                    kernels_.sparse[wide][vectors](
+                    kernels_.sparse[wide][conv.half ? 0 : vectors](
                         {offsets, conv.weights.data(), conv.begin.data() + first, conv.end.data() + first,
                          conv.bias.data() + c0, row + at + conv.start[d], to_row + at, to.stride, count, d > 0,
                          conv.relu && d + 1 == conv.depth});

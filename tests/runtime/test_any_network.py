@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from networks import any_network
+from any_network import any_network
 
 from hydraprune import runtime
 
