@@ -12,7 +12,7 @@ SETUP := $(VENV)/.ready
 
 setup: $(SETUP)
 
-$(SETUP): pyproject.toml constraints.txt tools/setup.sh
+$(SETUP): pyproject.toml setup.py constraints.txt tools/setup.sh $(wildcard native/*)
 	@bash tools/setup.sh "$(PYTHON)" "$(VENV)"
 
 run: $(SETUP)

@@ -38,6 +38,8 @@ def command(words: Sequence[str]) -> int:
     session = runtime.load(network, options.threads)
     in_shape = session.info().in_shape
     logits = session(np.stack([_pixels(Path(image), in_shape) for image in images]))
+    if not np.isfinite(logits).all():
+        raise UserError(f"the logits of '{network}' are not finite numbers: its weights are damaged")
     names = _class_names(session)
     rows = [_row(image, values, names) for image, values in zip(images, logits, strict=True)]
     if options.json:
@@ -89,7 +91,8 @@ def _class_names(session: runtime.Session) -> list[str]:
     named = session.description.get("class_names", session.description.get("classes"))
     count = session.info().num_classes
     if isinstance(named, list) and len(named) == count:
-        return [str(name) for name in named]
+        # A name is whatever the file says: no control characters of it reach the terminal.
+        return ["".join(c if c.isprintable() else "?" for c in str(name)) for name in named]
     return [str(number) for number in range(count)]
 
 
