@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from hydraprune import pipeline, runtime
 from hydraprune.cli import main
 from hydraprune.cli.main import COMMANDS
 from hydraprune.version import __version__
@@ -214,3 +216,28 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(tmp_path, capsys, 
     assert main(["pretrain", *TINY, "--out", str(tmp_path / "run")]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_a_rounded_artefact_is_evaluated_certified_and_predicts_as_it_is(folder, tmp_path, capsys):
+    """What fp16 or int8 costs is measured on the file itself, and by the network that is in it."""
+    sizes, accuracies = {}, {}
+    for values in ("fp32", "fp16", "int8"):
+        path = tmp_path / f"{values}.hp"
+        assert main(["export", str(folder), "--to", "artefact", "--values", values, "--output", str(path)]) == 0
+        capsys.readouterr()
+        options = ["--attack", "pgd2x1", "--n", "100", "--sanity", "false", "--json"]
+        assert main(["evaluate", str(path), *options]) == 0
+        accuracies[values] = json.loads(capsys.readouterr().out)["benign_accuracy"]
+        sizes[values] = path.stat().st_size
+    assert sizes["fp32"] > sizes["fp16"] > sizes["int8"]
+    assert accuracies["fp16"] == pytest.approx(accuracies["fp32"], abs=0.05)
+    exact, rounded = (pipeline.open_target(tmp_path / f"{values}.hp").model for values in ("fp32", "int8"))
+    differ = [not torch.equal(a, b) for a, b in zip(exact.parameters(), rounded.parameters(), strict=True)]
+    assert any(differ)
+    pixels = pipeline.open_target(tmp_path / "int8.hp").dataset.test.images[:50].float() / 255
+    with torch.inference_mode():
+        expected = rounded(pixels).numpy()
+    found = runtime.load(tmp_path / "int8.hp")(pixels.numpy())
+    assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+    certify = ["certify", str(tmp_path / "int8.hp"), "--n", "100", "--n0", "10", "--n-images", "2", "--threads", "1"]
+    assert main([*certify, "--radii", "0", "--json"]) == 0
