@@ -2,6 +2,7 @@
 
     python benchmarks/runtime.py [--json]
     python benchmarks/runtime.py --networks vgg16_bn --batches 1 --threads 1 --repeats 60
+    python benchmarks/runtime.py --networks vgg16_bn --batches 1 --threads 1 --sparsities 0 .5 .8 .9 .99 --plot a.svg
 
 Masks are random, BatchNorm has random statistics and is folded in every engine that folds. A round calls every
 engine, once to warm its caches and once for the clock, so that other work on the machine hits all alike. Times are
@@ -16,6 +17,7 @@ channel); torch eager (channels_last) and torch.compile bfloat16; OpenVINO float
 
 import argparse
 import copy
+import itertools
 import json
 import platform
 import statistics
@@ -207,7 +209,49 @@ def shown(row: dict[str, Any]) -> str:
         for rival, ratio in row["ratios"].get(name, {}).items():
             line += f"  {ratio['median']:.2f}x {rival} ({ratio['low']:.2f} to {ratio['high']:.2f})"
         lines.append(line)
+    for kernels, found in row["break_even"].items():
+        told = ", ".join(f"{100 * s:.0f} % {rival}" for rival, s in found.items() if s is not None)
+        lines.append(f"  {kernels} is faster from: {told}")
     return "\n".join(lines)
+
+
+def break_even(row: dict[str, Any], kernels: str) -> dict[str, float | None]:
+    """Return, for each rival, the sparsity from which on ours is faster, on the line between the measured ones."""
+    ours = sorted(
+        (float(name.split()[1]), ratios) for name, ratios in row["ratios"].items() if kernels in name.split()
+    )
+    found: dict[str, float | None] = {}
+    for rival in ours[0][1]:
+        points = [(sparsity, ratios[rival]["median"]) for sparsity, ratios in ours]
+        found[rival] = points[0][0] if points[0][1] >= 1 else None
+        for (s0, r0), (s1, r1) in itertools.pairwise(points):
+            if r0 < 1 <= r1:
+                found[rival] = s0 + (s1 - s0) * (1 - r0) / (r1 - r0)
+    return found
+
+
+def plot(path: Path, row: dict[str, Any]) -> None:
+    """Draw the time of each engine over the sparsity, as SVG, PNG or PDF."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "hydraprune"
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, value in row["milliseconds"].items():
+        if name not in row["ratios"]:
+            axes.axhline(value["median"], linestyle="--", linewidth=1, color="grey")
+            axes.text(0, value["median"], f" {name}", fontsize=8, va="bottom")
+            continue
+        kernels, sparsity = name.split()
+        lines.setdefault(kernels, []).append((100 * float(sparsity), value["median"]))
+    for kernels, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=f"hydraprune, {kernels}")
+    axes.set(yscale="log", xlabel="sparsity in %", ylabel="milliseconds")
+    axes.set_title(f"{row['network']}, batch {row['batch']}, {row['threads']} thread(s)", fontsize=10)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def machine() -> str:
@@ -228,12 +272,16 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", default=list(runtime.available_kernels()[:2]))
     parser.add_argument("--rivals", nargs="+", choices=list(RIVALS), default=list(RIVALS), metavar="RIVAL")
     parser.add_argument("--repeats", type=int, default=48, help="rounds at batch 1; a sixth of them at other sizes")
+    parser.add_argument("--plot", type=Path, help="draw the last case over the sparsity")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args()
     rows = []
     for case in [(n, b, t) for n in options.networks for b in options.batches for t in options.threads]:
         rows.append(measure(options, *case))
+        rows[-1]["break_even"] = {kernels: break_even(rows[-1], kernels) for kernels in options.kernels}
         print(shown(rows[-1]), flush=True, file=sys.stderr if options.json else sys.stdout)
+    if options.plot is not None:
+        plot(options.plot, rows[-1])
     if options.json:
         versions = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
         print(json.dumps({"machine": machine(), "versions": versions, "rows": rows}))

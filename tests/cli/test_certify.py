@@ -83,6 +83,18 @@ def test_a_table_a_plot_and_predictions(artefact, tmp_path, capsys):
     assert "abstained" in capsys.readouterr().out
 
 
+def test_the_sparse_runtime_certifies_what_torch_certifies(artefact, capsys):
+    """The noise is the same; logits differ in the last bits, so that hardly a vote does."""
+    arguments = ["certify", artefact, "--n-images", "10", "--radii", "0,0.25", *QUICK]
+    torch_says, runtime_says = told(capsys, arguments), told(capsys, [*arguments, "--engine", "sparse"])
+    assert (torch_says["engine"], runtime_says["engine"]) == ("torch", "sparse")
+    assert runtime_says["certified_accuracy"] == torch_says["certified_accuracy"]
+    both = torch_says["average_certified_radius"], runtime_says["average_certified_radius"]
+    assert both[0] == pytest.approx(both[1], abs=0.01)
+    arguments = ["predict", artefact, "--n-images", "10", "--n", "50", "--threads", "1"]
+    assert told(capsys, arguments)["accuracy"] == told(capsys, [*arguments, "--engine", "sparse"])["accuracy"]
+
+
 MISTAKES = {
     "sigma 0": (["--sigma", "0"], "sigma must be above 0"),
     "n0 above n": (["--n0", "100", "--n", "50"], "n0 must be at most n, got 100 > 50"),
@@ -97,6 +109,7 @@ MISTAKES = {
     "empty": (["--max", "0"], "leave 0 of 497"),
     "batch size 0": (["--batch-size", "0"], "batch size must be at least 1"),
     "unknown figure": (["--n-images", "1", "--n", "100", "--plot", "a.xyz"], "cannot draw 'a.xyz'"),
+    "bf16 on the sparse runtime": (["--engine", "sparse", "--precision", "bf16"], "fp32 on the CPU"),
     "unknown option": (["--sigmas", "1"], "--sigmas"),
 }
 

@@ -57,7 +57,8 @@ def store(path, model, shape, masks, classes=10):
 
 
 NAMES = list(models.MODELS)
-LARGE = {"resnet50", "resnet34", "wrn_28_10"}
+LARGE = {"resnet50", "wrn_28_10"}
+LEAST_SIDE = {"resnet50": 37, "vgg16_bn": 33, "vgg11_bn": 17, "wrn_28_10": 9, "wrn_28_4": 13, "cnn7": 11}
 FAST = ENGINES[:-1] or ENGINES
 
 
@@ -65,8 +66,8 @@ def odd_shape(name, seed):
     """Return channels and two different sides, no powers of two, that the network can take."""
     rng = random.Random(f"{name} {seed}")
     channels = models.MODELS[name].usual_shape[0]
-    high = rng.choice([33, 35, 37] if name.startswith(("vgg", "resnet50")) else [17, 19, 21, 23, 29])
-    return channels, high, high + rng.choice([2, 4, 9])
+    high = LEAST_SIDE.get(name, 17) + rng.choice([0, 2])
+    return channels, high, high + rng.choice([1, 2, 4])
 
 
 def created(name, shape, seed):
@@ -78,7 +79,7 @@ def created(name, shape, seed):
 def test_every_architecture_predicts_as_torch_does(tmp_path, name, sparsity):
     shape = odd_shape(name, 0)
     model = created(name, shape, 0)
-    path = store(tmp_path / "n", model, shape, pruned(model, sparsity), 7)
+    path = store(tmp_path / "n", model, shape, pruned(model, 0.9 if name in LARGE else sparsity), 7)
     for kernels in FAST:
         assert_same_logits(path, model, (2,) if name in LARGE else (1, 17), shape, kernels)
 
@@ -86,23 +87,13 @@ def test_every_architecture_predicts_as_torch_does(tmp_path, name, sparsity):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in LARGE])
 def test_every_architecture_predicts_as_torch_does_at_every_sparsity_and_batch(tmp_path, name):
-    for seed, sparsity in enumerate(SPARSITIES, start=1):
-        shape = odd_shape(name, seed)
+    for seed, sparsity in enumerate(SPARSITIES):
+        shape = odd_shape(name, seed + 1)
         model = created(name, shape, seed)
         path = store(tmp_path / "n", model, shape, pruned(model, sparsity, seed), 7)
         small = sum(weight.numel() for weight in model.parameters()) < 10**6
-        batches = (1, 2, 7, 16, 64) if small else (1, 2, 7, 16)
+        batches = (1, 2, 7, 16, 64) if small else ((1,), (2,), (1, 7), (16,), (64,))[seed]
         assert_same_logits(path, model, batches, shape, FAST[0], threads=2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sparsity", [0.9, 0.99])
-def test_batches_on_photographs_of_cifar_predict_as_torch_does(tmp_path, sparsity):
-    torch.manual_seed(1)
-    model = models.create("vgg16_bn")
-    path = store(tmp_path / "n", model, (3, 32, 32), pruned(model, sparsity))
-    for kernels in FAST:
-        assert_same_logits(path, model, (1, 7, 16, 64), (3, 32, 32), kernels, threads=2)
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from hydraprune.cli.options import TargetOptions, parse
 from hydraprune.cli.output import percent, say
@@ -19,6 +21,7 @@ from hydraprune.engine import Hardware, check_stop, graceful
 from hydraprune.errors import UserError
 from hydraprune.evaluation import smoothing
 from hydraprune.evaluation.smoothing import VRA_S_RADIUS, Certification, Compute
+from hydraprune.export import SparseNetwork
 from hydraprune.io import atomic_path, make_folder
 from hydraprune.pipeline import Target
 
@@ -45,6 +48,8 @@ class Options(TargetOptions):
         plot: an image file (.png, .svg, .pdf) for the curve of certified accuracy over the radius.
         batch_size: noisy images at once; by default 1000 on a GPU and 64 elsewhere.
         seed: of the noise.
+        engine: torch, or sparse for the runtime of compact files, which is faster for pruned networks on a CPU; the
+            certificate is that of the network as the engine computes it.
         accelerator: auto, cpu or cuda.
         precision: fp32 or bf16; the certificate is that of the network in this precision.
         channels_last: NHWC memory format, faster for convolutional networks.
@@ -67,6 +72,7 @@ class Options(TargetOptions):
     plot: Path | None = None
     batch_size: int | None = None
     seed: int = 0
+    engine: Literal["torch", "sparse"] = "torch"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
@@ -85,7 +91,7 @@ def command(name: str, words: Sequence[str]) -> int:
     # All that can be refused without the network is refused before it is loaded.
     certify = METHODS[options.method](options)
     began = time.monotonic()
-    fabric = Hardware(accelerator=options.accelerator, threads=options.threads).fabric()
+    fabric = hardware(options.engine, options.accelerator, options.precision, options.threads).fabric()
     target = options.open()
     with graceful(), TerminalProgress() as progress:
         result = certify(target, fabric, progress)
@@ -104,12 +110,13 @@ def _smoothing(options: Options) -> Prepared:
 
     def run(target: Target, fabric: Fabric, progress: TerminalProgress) -> dict[str, Any]:
         rows = smoothing.certify(
-            fabric.to_device(target.model),
+            classifier(target, options.engine, fabric),
             target.dataset.test,
             certification,
             indices=chosen(len(target.dataset.test), options.skip, options.max, options.n_images),
             compute=Compute(options.batch_size, fabric.device, options.channels_last, options.precision == "bf16"),
             log=options.per_image,
+            identity={} if options.engine == "torch" else {"engine": options.engine},
             progress=progress,
             title=f"certify {target.name}",
             check=check_stop,
@@ -130,6 +137,7 @@ def _smoothing(options: Options) -> Prepared:
             "n_images": len(analysis),
             "samples_total": sum(row.samples for row in rows),
             **{key: value for key, value in certification.describe().items() if key != "radii"},
+            "engine": options.engine,
             "precision": options.precision,
         }
 
@@ -149,6 +157,20 @@ def _certification(options: Options) -> Certification:
 
 METHODS: dict[str, Callable[[Options], Prepared]] = {"smoothing": _smoothing}
 """Method -> its own checks, which return the run: (target, fabric, progress) -> the JSON object's fields."""
+
+
+def hardware(engine: str, accelerator: Literal["auto", "cpu", "cuda"], precision: str, threads: int) -> Hardware:
+    """Return where to compute; `UserError` for what the sparse runtime has not."""
+    if engine == "sparse" and (accelerator == "cuda" or precision == "bf16"):
+        raise UserError("--engine sparse computes in fp32 on the CPU; leave out --accelerator and --precision")
+    return Hardware(accelerator="cpu" if engine == "sparse" else accelerator, threads=threads)
+
+
+def classifier(target: Target, engine: str, fabric: Fabric) -> nn.Module:
+    """Return the network as the engine computes it."""
+    if engine == "torch":
+        return fabric.to_device(target.model)
+    return SparseNetwork(target.model, target.masks, target.architecture, torch.get_num_threads())
 
 
 def chosen(available: int, skip: int, stop: int | None, count: int | None) -> list[int]:

@@ -5,12 +5,14 @@ from hydraprune.export.graph import trace_graph
 from hydraprune.export.hydra_checkpoint import HydraCheckpoint, hydra_statistics, read_hydra_checkpoint
 from hydraprune.export.onnx import save_onnx
 from hydraprune.export.size import dense_size_bytes
+from hydraprune.export.sparse import SparseNetwork
 from hydraprune.export.state_dict import load_state_dict, save_state_dict
 
 __all__ = [
     "Architecture",
     "CompactNetwork",
     "HydraCheckpoint",
+    "SparseNetwork",
     "dense_size_bytes",
     "hydra_statistics",
     "load_compact",
