@@ -8,7 +8,7 @@ Masks are random, BatchNorm has random statistics and is folded in every engine 
 engine, once to warm its caches and once for the clock, so that other work on the machine hits all alike. Times are
 medians over the rounds, of the processor's time at one thread and of the wall clock at more; a ratio is the median
 over the rounds of the rival's time by ours, with its quartiles. Before it is timed, a rival must give the logits of
-torch, within 1e-3 of the largest in float32 and 5 % in lower precision. Dense engines gain nothing from zeros: they
+torch, within 1e-3 of the largest in float32 and 15 % in lower precision. Dense engines gain nothing from zeros: they
 run the network at 90 %.
 
 Engines, where installed: ours with each set of kernels; ONNX Runtime float32 and int8 (static quantisation, per
@@ -142,7 +142,7 @@ def rivals(work: Work, wanted: list[str]) -> tuple[dict[str, Run], dict[str, str
         except Exception as problem:  # noqa: BLE001 - an engine that is missing or fails is no reason to stop
             left_out[name] = f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
             continue
-        if error > (1e-3 if name.endswith("fp32") else 0.05):
+        if error > (1e-3 if name.endswith("fp32") else 0.15):
             left_out[name] = f"its logits are off by {error:.2g} of the largest"
             continue
         engines[name] = engine

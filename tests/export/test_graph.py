@@ -80,7 +80,7 @@ def test_every_architecture_predicts_as_torch_does(tmp_path, name, sparsity):
     shape = odd_shape(name, 0)
     model = created(name, shape, 0)
     path = store(tmp_path / "n", model, shape, pruned(model, 0.9 if name in LARGE else sparsity), 7)
-    for kernels in FAST:
+    for kernels in FAST[:1] if name in LARGE else FAST:
         assert_same_logits(path, model, (2,) if name in LARGE else (1, 17), shape, kernels)
 
 

