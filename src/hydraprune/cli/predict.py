@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hydraprune.cli.certify import chosen, show
+from hydraprune.cli.certify_options import chosen
 from hydraprune.cli.options import TargetOptions, parse
-from hydraprune.cli.output import percent, say
+from hydraprune.cli.output import percent, say, show
 from hydraprune.console import TerminalProgress
 from hydraprune.engine import Hardware, check_stop, graceful
 from hydraprune.evaluation import smoothing
