@@ -70,7 +70,7 @@ def test_image_files_are_classified_without_the_training_stack(tmp_path, network
     script = (
         "import sys; from hydraprune.cli import main\n"
         "assert main(sys.argv[1:]) == 0\n"
-        "heavy = {'torch', 'jsonargparse', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'jsonargparse', 'scipy', 'sklearn', 'matplotlib', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script, "predict", str(network[0]), str(image)], check=True)

@@ -1,11 +1,22 @@
 """What goes to stdout: results, and nothing else."""
 
+import importlib
 import sys
 
 
 def say(text: str) -> None:
     """Print one line of result."""
     sys.stdout.write(text + "\n")
+
+
+def show(lines: dict[str, str]) -> None:
+    """Print a table of two columns."""
+    # `predict` on image files prints no table and needs nothing but the runtime.
+    console, tables = importlib.import_module("rich.console"), importlib.import_module("rich.table")
+    table = tables.Table(show_header=False)
+    for line in lines.items():
+        table.add_row(*line)
+    console.Console(file=sys.stdout).print(table)
 
 
 def percent(share: float) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hydraprune.cli.certify import chosen, classifier, hardware, show
+from hydraprune.cli.certify_options import chosen
+from hydraprune.cli.engines import classifier, hardware
 from hydraprune.cli.options import TargetOptions, parse
-from hydraprune.cli.output import percent, say
+from hydraprune.cli.output import percent, say, show
 from hydraprune.console import TerminalProgress
 from hydraprune.engine import check_stop, graceful
 from hydraprune.evaluation import smoothing
@@ -35,7 +36,7 @@ class Options(TargetOptions):
         accelerator: auto, cpu or cuda.
         precision: fp32 or bf16.
         channels_last: NHWC memory format, faster for convolutional networks.
-        threads: CPU threads; 0 takes every core.
+        threads: CPU threads; 0 takes OMP_NUM_THREADS or else every core.
         json: print one JSON object on stdout instead of a table.
     """
 

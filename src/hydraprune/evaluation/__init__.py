@@ -1,6 +1,14 @@
-"""Evaluation: benign and empirical robust accuracy, and whether the number can be believed."""
+"""Evaluation: benign, empirical and certified robust accuracy, and whether the number can be believed."""
 
 from hydraprune.evaluation.card import model_card
+from hydraprune.evaluation.certified import (
+    CERTIFIERS,
+    VERDICTS,
+    Certified,
+    certification_identity,
+    certify,
+    write_verdicts,
+)
 from hydraprune.evaluation.empirical import evaluate
 from hydraprune.evaluation.interval import clopper_pearson
 from hydraprune.evaluation.outcome import Adversarial, Empirical
@@ -20,12 +28,15 @@ from hydraprune.evaluation.sanity import Sanity, sanity_warnings
 from hydraprune.evaluation.state import State, identity
 
 __all__ = [
+    "CERTIFIERS",
     "PROTOCOLS",
+    "VERDICTS",
     "Adversarial",
     "ApgdCe",
     "ApgdT",
     "AttackProtocol",
     "AutoAttack",
+    "Certified",
     "Empirical",
     "FabT",
     "NormName",
@@ -33,10 +44,13 @@ __all__ = [
     "Sanity",
     "Square",
     "State",
+    "certification_identity",
+    "certify",
     "clopper_pearson",
     "evaluate",
     "identity",
     "model_card",
     "protocol_from_name",
     "sanity_warnings",
+    "write_verdicts",
 ]

@@ -29,11 +29,14 @@ from hydraprune.evaluation.protocol import AttackProtocol, NormName
 Verdict = Literal["certified", "attacked", "undecided", "error"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown", "alpha-crown")
+CERTIFIERS: tuple[str, ...] = (*METHODS, "cascade")
+"""What `certify` takes for a method."""
 
 TOLERANCE = 1e-6
 """The certified ball is larger by this: what the check of adversarial examples forgives, and the rounding of
 pixels / 255 in any precision."""
 _WIDER = 1 + 1e-9
+_ASCENT = Ascent(enough=0.0)
 
 
 @dataclass(frozen=True)
@@ -188,12 +191,11 @@ def certify(
         raise UserError("there is no image to certify")
     methods = _methods(method)
     _check_attack(attack, norm, eps)
-    prover = _Prover(model, eps, norm, methods, ascent or Ascent(enough=0.0), check)
+    prover = _Prover(model, eps, norm, methods, ascent or _ASCENT, check)
     described = None if attack is None else attack.describe()
     batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
-    work = {"eps": eps.text, "norm": norm, "methods": list(methods), "attack": described, "seed": seed}
-    work |= {"batch_size": batch_size, "ascent": vars(prover.ascent), "graph": prover.code}
-    file = StateFile(state, "" if state is None else belongs_to(model, split, work))
+    work = "" if state is None else _identity(prover, split, attack, batch_size, seed)
+    file = StateFile(state, work)
     done = file.load()
     began = time.monotonic() - done.seconds
     with eval_mode(model), (progress or SilentProgress()).task(title, len(batches), done.batches) as bar:
@@ -223,13 +225,37 @@ def certify(
     )
 
 
+def certification_identity(
+    model: nn.Module,
+    split: LabelledImages,
+    eps: Eps,
+    *,
+    method: str = "cascade",
+    norm: NormName = "linf",
+    attack: AttackProtocol | None = None,
+    ascent: Ascent | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> str:
+    """Return the SHA-256 of all that determines the outcome of `certify`, to name its state by."""
+    prover = _Prover(model, eps, norm, _methods(method), ascent or _ASCENT, lambda: None)
+    return _identity(prover, split, attack, batch_size, seed)
+
+
+def _identity(
+    prover: "_Prover", split: LabelledImages, attack: AttackProtocol | None, batch_size: int, seed: int
+) -> str:
+    described = None if attack is None else attack.describe()
+    return belongs_to(prover.network, split, prover.work | {"attack": described, "seed": seed, "batch": batch_size})
+
+
 def _methods(method: str) -> tuple[Method, ...]:
     if method == "cascade":
         return CASCADE
     for known in METHODS:
         if known == method:
             return (known,)
-    raise UserError(f"unknown method '{method}'; known: {', '.join(METHODS)}, cascade")
+    raise UserError(f"unknown method '{method}'; known: {', '.join(CERTIFIERS)}")
 
 
 def _check_attack(attack: AttackProtocol | None, norm: NormName, eps: Eps) -> None:
@@ -252,17 +278,19 @@ class _Prover:
         ascent: Ascent,
         check: Callable[[], None],
     ) -> None:
-        self.model, self._network = model, Network(model)
-        self._norm, self._methods, self.ascent, self._check = norm, methods, ascent, check
+        self.model, self.network, self._graph = model, model, Network(model)
+        self._norm, self._methods, self._ascent, self._check = norm, methods, ascent, check
         self._radius = (float(eps) + TOLERANCE) * _WIDER
         self.rounding = Rounding(_precision(model))
         if self.rounding.dtype != torch.float32:
             self.model = _Widening(model, self.rounding.dtype)
-
-    @property
-    def code(self) -> str:
-        """The network's graph."""
-        return self._network.code
+        self.work: dict[str, object] = {
+            "eps": eps.text,
+            "norm": norm,
+            "methods": list(methods),
+            "ascent": vars(ascent),
+            "graph": self._graph.code,
+        }
 
     @torch.no_grad()
     def prove(self, batch: Batch, number: int) -> dict[str, Tensor]:
@@ -300,10 +328,10 @@ class _Prover:
         """Return the smallest lower bound of each image's margins, (batch,)."""
         region = Region.ball(images.double(), self._radius, self._norm)
         rows = checked(margins(labels, logits.shape[1], torch.float64), logits.double())
-        propagation = self._network.propagate(region, intermediates_of(method), rounding=self.rounding)
+        propagation = self._graph.propagate(region, intermediates_of(method), rounding=self.rounding)
         lower = propagation.interval_bounds(rows).lower
         if method == "alpha-crown":
-            lower = torch.maximum(lower, propagation.optimised_lower(rows, self.ascent))
+            lower = torch.maximum(lower, propagation.optimised_lower(rows, self._ascent))
         elif method != "ibp":
             lower = torch.maximum(lower, propagation.linear_bounds(rows, both=False).lower)
         computed = torch.matmul(rows, logits.double().unsqueeze(2)).squeeze(2)

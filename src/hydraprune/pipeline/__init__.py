@@ -2,7 +2,7 @@
 
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.project import Project, open_project
-from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
+from hydraprune.pipeline.recipe import Certification, Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
     as_dict,
     from_arguments,
@@ -17,6 +17,7 @@ from hydraprune.pipeline.runs import RunResult, compare, make_stage, run
 from hydraprune.pipeline.target import Target, open_target
 
 __all__ = [
+    "Certification",
     "Comparison",
     "Data",
     "Evaluation",

@@ -6,10 +6,12 @@ Below the pipeline nothing knows a recipe: each part is handed what it uses.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
 from hydraprune.engine import SGD, Hardware, Training
-from hydraprune.evaluation import AttackProtocol, Protocol
+from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import Allocation, Criterion, Global, Hydra
 
@@ -47,12 +49,15 @@ class Model:
     Args:
         name: an architecture of hydraprune, or package.module:factory for your own.
         weights: a state dict (.safetensors, or .pt/.pth read without unpickling code) to start from.
+        init: default, as the network's own code has it, or ibp, for training on bounds: each prunable weight but the
+            last layer's from N(0, 2π/fan_in²) (Shi et al. 2021, arXiv 2103.17268).
         normalize: subtract the data set's mean and divide by its deviation in the first layer, so that attacks and
             certificates speak of pixels in [0, 1]. Your own factory has to do so itself.
     """
 
     name: str = "cnn_tiny"
     weights: Path | None = None
+    init: Literal["default", "ibp"] = "default"
     normalize: bool = True
 
 
@@ -81,6 +86,26 @@ class Pruning:
 
 
 @dataclass(frozen=True)
+class Certification:
+    """What is proven on the test split by bounds, in the ball of the objective.
+
+    Args:
+        method: ibp, crown-ibp, crown, alpha-crown, fast-lin or cascade; none proves nothing.
+        eps: radius in pixels of [0, 1]; none means that of the objective.
+        batch_size: images at once.
+    """
+
+    method: str = "none"
+    eps: Eps | None = None
+    batch_size: int = 100
+
+    @property
+    def on(self) -> bool:
+        """Whether something is to be proven."""
+        return self.method != "none"
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How robustness is measured, once, on the test split.
 
@@ -93,6 +118,7 @@ class Evaluation:
             benign accuracy only.
         validation_n: validation images that this takes, the first ones; none means all.
         examples: adversarial examples to keep for the report.
+        certification: what is proven besides, of the images that stood the attack where it was in the same ball.
     """
 
     protocol: AttackProtocol = Protocol()
@@ -101,6 +127,7 @@ class Evaluation:
     validation_steps: int = 10
     validation_n: int | None = 1000
     examples: int = 12
+    certification: Certification = Certification()
 
 
 @dataclass(frozen=True)
@@ -184,6 +211,7 @@ class Recipe:
             ("data.size", 1 if self.data.size is None else self.data.size, 1),
             ("hardware.data_workers", self.hardware.data_workers or 0, 0),
             ("evaluation.batch_size", self.evaluation.batch_size, 1),
+            ("evaluation.certification.batch_size", self.evaluation.certification.batch_size, 1),
             *((f"evaluation.protocol.{key}", count, 1) for key, count in self.evaluation.protocol.counts.items()),
             ("evaluation.validation_steps", self.evaluation.validation_steps, 0),
             ("evaluation.examples", self.evaluation.examples, 0),
@@ -194,6 +222,14 @@ class Recipe:
         ):
             if count < least:
                 yield f"{key} must be at least {least}, got {count}"
+        certification = self.evaluation.certification
+        if certification.on and certification.method not in CERTIFIERS:
+            yield (
+                f"evaluation.certification.method '{certification.method}' is unknown; known: none, "
+                f"{', '.join(CERTIFIERS)}"
+            )
+        if certification.on and certification.eps is None and not self.objective.threat[1] > 0:
+            yield "evaluation.certification.eps is needed: the objective has no ball of its own"
         for key in ("criteria", "allocations", "sparsities", "seeds"):
             values = getattr(self.compare, key)
             if not values or len(set(values)) < len(values):
