@@ -211,19 +211,19 @@ def shown(row: dict[str, Any]) -> str:
         lines.append(line)
     for kernels, found in row["break_even"].items():
         told = ", ".join(f"{100 * s:.0f} % {rival}" for rival, s in found.items() if s is not None)
-        lines.append(f"  {kernels} is faster from: {told}")
+        lines += [f"  {kernels} is faster from: {told}"] if told else []
     return "\n".join(lines)
 
 
 def break_even(row: dict[str, Any], kernels: str) -> dict[str, float | None]:
-    """Return, for each rival, the sparsity from which on ours is faster, on the line between the measured ones."""
+    """Return, for each rival, the sparsity from which on ours is faster, on the line between two measured ones."""
     ours = sorted(
         (float(name.split()[1]), ratios) for name, ratios in row["ratios"].items() if kernels in name.split()
     )
     found: dict[str, float | None] = {}
     for rival in ours[0][1]:
         points = [(sparsity, ratios[rival]["median"]) for sparsity, ratios in ours]
-        found[rival] = points[0][0] if points[0][1] >= 1 else None
+        found[rival] = None
         for (s0, r0), (s1, r1) in itertools.pairwise(points):
             if r0 < 1 <= r1:
                 found[rival] = s0 + (s1 - s0) * (1 - r0) / (r1 - r0)

@@ -96,12 +96,15 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
     const int pixels = node.shape.h * node.shape.w;
     const bool can_be_dense = node.groups == 1;
     constexpr double kTap = 1.7, kDense = .6, kDirect = 1.13;
+    // A weight that does not come from a cache of this core costs that much, however few vectors it is used for.
+    const double stream = all * sizeof(float) > 512e3 ? 1.8 : 0;
     const double bytes = static_cast<double>(in.c) * (in.h + 2 * k.ph) * (in.w + 2 * k.pw) * lanes * sizeof(float);
     const double read = lanes == 1 ? 1.2 : bytes < 200e3 ? 1. : bytes < 800e3 ? 2.2 : 5.;
     if (lanes == 1 && pixels == 1) {
-        const double dense = static_cast<double>(node.shape.c) * in.size() / kernels.lanes * 8;
-        return can_be_dense && dense < 1.2 * kept ? Choice{Method::dense_each, dense}
-                                                  : Choice{Method::sparse_each, 1.2 * kept};
+        constexpr double kDot = 2.4;  // a kept weight
+        const double dense = static_cast<double>(node.shape.c) * in.size() * std::max(8. / kernels.lanes, stream);
+        return can_be_dense && dense < kDot * kept ? Choice{Method::dense_each, dense}
+                                                   : Choice{Method::sparse_each, kDot * kept};
     }
     const int run = lanes / kernels.lanes;
     if (lanes > 1 && pixels == 1 && k.ph == 0 && k.pw == 0) {
@@ -137,7 +140,7 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
         const double each = kept * met_taps * (run * read + kTap);
         if (each < best.cost) best = {Method::sparse_each, each};
     }
-    const double dense = all * vectors * kDense;
+    const double dense = all * std::max(vectors * kDense, stream);
     if (can_be_dense && dense < best.cost) best = {Method::dense, dense, direct};
     return best;
 }
