@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-COMMON = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+COMMON = ["-std=c++17", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 X86 = {
     "kernels_avx512": ["-mavx512f", "-mprefer-vector-width=512"],
     "kernels_avx2": ["-mavx2", "-mfma"],

@@ -32,7 +32,7 @@ class Options(TargetOptions):
             with the same command again, a run that was stopped goes on from it.
         batch_size: noisy images at once; by default 1000 on a GPU and 64 elsewhere.
         seed: of the noise.
-        engine: torch, or sparse for the runtime of compact files, faster for pruned networks on a CPU.
+        engine: torch, or sparse for the runtime of compact files, on a CPU faster for pruned networks.
         accelerator: auto, cpu or cuda.
         precision: fp32 or bf16.
         channels_last: NHWC memory format, faster for convolutional networks.
