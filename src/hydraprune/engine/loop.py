@@ -143,6 +143,8 @@ def _train(
             _end_epoch(work, training, state, bar)
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
+    if work.masks is not None and training.epochs == 0:
+        work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
     return state.history, before + time.monotonic() - began
 
 
@@ -157,28 +159,32 @@ def _update(
 ) -> None:
     """Make one optimiser update for each loss that the objective yields."""
     losses = work.objective.losses(model, batch, position)
-    while (loss := _next_with_gradient(losses, work.masks, optimiser, fabric)) is not None:
+    while (loss := _next_with_gradient(losses, work.masks, optimiser, fabric, position.epoch)) is not None:
         optimiser.step()
         if work.masks is not None:
-            work.masks.update()
+            work.masks.update((position.step + 1) / position.steps, position.fraction)
         images = len(batch.labels)
         totals += torch.stack([loss.total.detach() * images, loss.correct, loss.correct.new_tensor(images)])
+    if work.masks is not None:
+        work.masks.regrow(position.step + 1, position.steps, position.steps_per_epoch)
 
 
 def _next_with_gradient(
-    losses: Iterator[Loss], masks: MaskSet | None, optimiser: torch.optim.Optimizer, fabric: Fabric
+    losses: Iterator[Loss], masks: MaskSet | None, optimiser: torch.optim.Optimizer, fabric: Fabric, epoch: float
 ) -> Loss | None:
     """Take the next loss and its gradient; each masked weight is computed once for all passes that this makes."""
     if masks is None:
         return _backward(next(losses, None), optimiser, fabric)
     with masks.cached():
-        return _backward(next(losses, None), optimiser, fabric)
+        return _backward(next(losses, None), optimiser, fabric, masks.penalty(epoch))
 
 
-def _backward(loss: Loss | None, optimiser: torch.optim.Optimizer, fabric: Fabric) -> Loss | None:
+def _backward(
+    loss: Loss | None, optimiser: torch.optim.Optimizer, fabric: Fabric, penalty: Tensor | None = None
+) -> Loss | None:
     if loss is not None:
         optimiser.zero_grad()
-        fabric.backward(loss.total)
+        fabric.backward(loss.total if penalty is None else loss.total + penalty)
     return loss
 
 
