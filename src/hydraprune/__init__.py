@@ -1,6 +1,7 @@
 """hydraprune: networks 10 to 100 times smaller that stay robust against adversarial examples.
 
     import hydraprune as hp
+    small = hp.prune(my_network, 0.99, data=(images, labels))
     result = hp.run(hp.Recipe(...), out="runs/mine", model=my_network, dataset=my_data)
 
 The parts are packages of their own: `hydraprune.sparsity`, `.attacks`, `.objectives`, `.data`, `.models`, …
@@ -12,7 +13,18 @@ from hydraprune.version import __version__
 
 if TYPE_CHECKING:
     from hydraprune.data import Dataset, Split
-    from hydraprune.pipeline import Comparison, Data, Evaluation, Model, Pruning, Recipe, RunResult, compare, run
+    from hydraprune.pipeline import (
+        Comparison,
+        Data,
+        Evaluation,
+        Model,
+        Pruning,
+        Recipe,
+        RunResult,
+        compare,
+        prune,
+        run,
+    )
 
 __all__ = [
     "Comparison",
@@ -26,6 +38,7 @@ __all__ = [
     "Split",
     "__version__",
     "compare",
+    "prune",
     "run",
 ]
 

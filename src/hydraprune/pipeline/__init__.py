@@ -1,5 +1,6 @@
 """The pipeline: recipes, stages in folders named by content, runs and comparisons."""
 
+from hydraprune.pipeline.any_module import prune
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
@@ -36,6 +37,7 @@ __all__ = [
     "one_line",
     "open_project",
     "open_target",
+    "prune",
     "read_results",
     "recipe_parser",
     "run",

@@ -29,6 +29,8 @@ class Learned(Allocation):
     Args:
         start: the allocation that the densities begin with.
         floor: the least density of a layer, as a share of the network's.
+        speed: learning rate of the rates, as a share of the scores'. The sum over a layer's weights is a large
+            gradient: at the rates of a score search, 1 throws densities from end to end.
         gamma: how fast the penalty grows.
         settle: share of the search at its end under the exact budget, in [0, 1]; with 1, and under a gradual
             schedule, the budget holds all the time and layers only trade weights with each other.
@@ -44,6 +46,7 @@ class Learned(Allocation):
 
     start: Literal["uniform", "erk", "igq", "lamp", "global"] = "lamp"
     floor: float = 0.1
+    speed: float = 0.01
     gamma: float = 0.01
     settle: float = 0.2
     min_kept: int = 1
@@ -52,8 +55,9 @@ class Learned(Allocation):
         for name in ("floor", "settle"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"learned: {name} must be in [0, 1], got {getattr(self, name)}")
-        if self.gamma < 0 or self.min_kept < 0:
-            raise UserError(f"learned: gamma and min_kept must be at least 0, got {self.gamma} and {self.min_kept}")
+        for name in ("speed", "gamma", "min_kept"):
+            if getattr(self, name) < 0:
+                raise UserError(f"learned: {name} must be at least 0, got {getattr(self, name)}")
 
     def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
         """Return the counts that the densities begin with."""

@@ -82,7 +82,8 @@ class MaskSet:
             # What cannot be delivered is said now, not after the search.
             begun = pattern.masks(allocation, self._importance(), sparsity)
             for name, mask in begun.items():
-                self._masks[name].learn_density(float(mask.float().mean()), allocation.least_density(sparsity))
+                least = allocation.least_density(sparsity)
+                self._masks[name].learn_density(float(mask.float().mean()), least, allocation.speed)
         self.update(0.0)
 
     @torch.no_grad()
