@@ -115,7 +115,16 @@ def test_a_recipe_with_every_axis_reads_back_equal_and_takes_options(quick, tmp_
     path.write_text(pipeline.to_yaml(recipe))
     assert pipeline.load(path) == recipe
     changed = pipeline.from_arguments(
-        [str(path), "--prune.pattern", "channels", "--pretrain_objective", "pgd-at", "--prune.schedule=cubic"]
+        [
+            str(path),
+            "--prune.regrowth",
+            "fixed",
+            "--prune.pattern",
+            "channels",
+            "--pretrain_objective",
+            "pgd-at",
+            "--prune.schedule=cubic",
+        ]
     )
     assert changed.prune.pattern == Channels()
     assert changed.prune.schedule == Cubic()

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "benign and robust accuracy of any network"),
     "export": ("export", "a network as compact artefact, dense state dict or ONNX"),
     "import": ("import_", "a checkpoint of the original HYDRA code as a run folder"),
+    "inspect": ("inspect", "which weights pruning kept, layer by layer, beside magnitude's choice"),
     "report": ("show", "write the report of a run folder anew"),
     "status": ("show", "what is finished in a run folder and what is not"),
     "data": ("data", "list data sets, download them or verify their files"),

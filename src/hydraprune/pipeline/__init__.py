@@ -2,6 +2,7 @@
 
 from hydraprune.pipeline.any_module import prune
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
+from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
@@ -22,6 +23,8 @@ __all__ = [
     "Data",
     "Evaluation",
     "Imported",
+    "Inspection",
+    "LayerInspection",
     "Model",
     "Project",
     "Pruning",
@@ -32,6 +35,7 @@ __all__ = [
     "compare",
     "from_arguments",
     "import_checkpoint",
+    "inspect",
     "load",
     "make_stage",
     "one_line",

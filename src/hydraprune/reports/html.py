@@ -19,7 +19,7 @@ from hydraprune.reports.wording import UNFINISHED, facts, recipe_yaml, remarks, 
 
 MOST_ROWS_OPEN = 12
 # Nothing is loaded but what the file itself holds, whatever a run's names may contain.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def render_html(results: Results, folder: Path) -> str:
@@ -47,7 +47,7 @@ def render_html(results: Results, folder: Path) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">
+<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(results.name)}: hydraprune report</title>
