@@ -1,6 +1,7 @@
 """How many weights each layer keeps: exact counts, and masks equal to those of a full sort."""
 
 import copy
+from collections import defaultdict
 from fractions import Fraction
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hydraprune import models
 from hydraprune.errors import UserError
 from hydraprune.sparsity import (
     ALLOCATIONS,
@@ -22,8 +24,10 @@ from hydraprune.sparsity import (
     Probe,
     Uniform,
     kept_count,
+    prunable_weights,
     prune,
 )
+from hydraprune.sparsity.learned import Rates
 
 
 def top(values, keep):
@@ -287,6 +291,19 @@ def test_no_output_dies_where_each_is_promised_a_weight(kind):
         UserError, match=r"fewer than the 11 that \w+ allocation keeps alive \(1 a layer, 1 an output\)"
     ):
         prune(nn.Sequential(nn.Linear(10, 6), nn.Linear(6, 5)), CRITERIA["lwm"](), kind(1, 1), 0.9)
+
+
+@pytest.mark.parametrize("architecture", tuple(models.MODELS))
+@pytest.mark.parametrize("allocation", [Uniform(), Erk(), IdealGas(), Rates(defaultdict(lambda: 0.02), exact=True)])
+def test_counts_are_exact_on_every_architecture_and_no_layer_dies(architecture, allocation):
+    with torch.device("meta"):
+        model = models.create(architecture, 10, (3, 64, 64))
+    importance = {name: holders[0].weight for name, holders in prunable_weights(model).items()}
+    for sparsity in (0.5, 0.9, 0.99, 0.999):
+        kept = allocation.counts(importance, sparsity)
+        assert all(1 <= kept[name] <= weight.numel() for name, weight in importance.items())
+        if not isinstance(allocation, Uniform):
+            assert sum(kept.values()) == kept_count(sparsity, sum(w.numel() for w in importance.values()))
 
 
 @pytest.mark.parametrize("name", tuple(ALLOCATIONS))

@@ -124,8 +124,12 @@ class _Competition(Allocation):
 
     def masks(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         """Return the most important weights of the network, one threshold for all layers."""
-        alive = {name: self._alive(tensor) for name, tensor in importance.items()}
-        least = sum(int(mask.sum()) for mask in alive.values())
+        alive: dict[str, Tensor] = {}
+        floors = {name: min(self.min_kept, tensor.numel()) for name, tensor in importance.items()}
+        if self.min_per_output:
+            alive = {name: self._alive(tensor) for name, tensor in importance.items()}
+            floors = {name: int(mask.sum()) for name, mask in alive.items()}
+        least = sum(floors.values())
         total = sum(tensor.numel() for tensor in importance.values())
         keep = kept_count(sparsity, total)
         if keep < least:
@@ -136,10 +140,18 @@ class _Competition(Allocation):
             )
         values = {name: self.comparable(tensor) for name, tensor in importance.items()}
         masks = _one_threshold(values, keep)
-        if all(bool((masks[name] | ~alive[name]).all()) for name in masks):
+        if self._has(masks, alive, floors):
             return masks
         # Something would die: what is kept alive competes as infinitely important.
+        alive = alive or {name: self._alive(tensor) for name, tensor in importance.items()}
         return _one_threshold({name: values[name].masked_fill(alive[name], torch.inf) for name in values}, keep)
+
+    def _has(self, masks: Mapping[str, Tensor], alive: Mapping[str, Tensor], floors: Mapping[str, int]) -> bool:
+        """Return whether the masks keep all that has to be kept alive."""
+        if alive:
+            return all(bool((masks[name] | ~alive[name]).all()) for name in masks)
+        # Counting will do: a layer that keeps so many keeps its own best. It happens at every step of a search.
+        return all(int(mask.sum()) >= floors[name] for name, mask in masks.items())
 
     def _alive(self, importance: Tensor) -> Tensor:
         """Return what stays in any case: the layer's most important weights, and those of each output."""
