@@ -75,9 +75,10 @@ def run(fabric: Fabric, tmp_path: Path, batches: Callable[..., Batches]) -> Call
         every: float = 60.0,
         data: Batches | None = None,
         on: Fabric | None = None,
+        teacher: nn.Module | None = None,
     ) -> list[dict[str, Any]]:
         learning = list(model.parameters()) if parameters is None else parameters
-        work = Work(model, learning, objective, batches() if data is None else data, masks, validate, seed=3)
+        work = Work(model, learning, objective, batches() if data is None else data, masks, validate, 3, teacher)
         checkpoint = tmp_path / "checkpoint.pt"
         history, seconds = train(work, training, on or fabric, checkpoint, SilentProgress(), "test", every)
         assert seconds >= 0

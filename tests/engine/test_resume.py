@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -11,9 +11,21 @@ import torch
 
 from hydraprune.attacks import PGD
 from hydraprune.console import SilentProgress
-from hydraprune.engine import SGD, Adam, Cosine, Training, Work, graceful, request_stop, train
+from hydraprune.engine import (
+    AWP,
+    SGD,
+    Adam,
+    Average,
+    Cosine,
+    Distillation,
+    Training,
+    Work,
+    graceful,
+    request_stop,
+    train,
+)
 from hydraprune.errors import Interrupted, UserError
-from hydraprune.objectives import PGDAT, Benign, Loss, Objective, Trades
+from hydraprune.objectives import PGDAT, Benign, FastAT, Free, Loss, Objective, Trades
 from hydraprune.sparsity import Global, Hydra, prune
 
 STEPS = 9  # 3 epochs of 3 batches: 3 ends an epoch, 5 lies in the middle of one
@@ -36,7 +48,12 @@ class Restless(Objective):
         for loss in self.inner.losses(model, batch, progress):
             if len(self.seen) in self.at:
                 self.at[len(self.seen)]()
-            yield Loss(loss.total * (1 + random.random() + float(np.random.rand())), loss.correct)
+            yield scaled(loss, 1 + random.random() + float(np.random.rand()))
+
+
+def scaled(loss, factor):
+    again = None if loss.again is None else lambda: scaled(loss.again(), factor)
+    return replace(loss, total=loss.total * factor, again=again)
 
 
 def kill():
@@ -54,6 +71,8 @@ class Stage:
 
     def __init__(self, run, network, search=False, **options):
         self.run, self.network, self.search = run, network, search
+        self.objective = options.pop("objective", None)
+        self.teacher = network() if "distillation" in options else None
         self.training = Training(3, optimiser=options.pop("optimiser", SGD(0.05)), **options)
         self.history = None
 
@@ -63,10 +82,19 @@ class Stage:
         if self.search:
             masks = prune(self.model, Hydra(), Global(), 0.7)
             parameters = masks.scores()
+        if self.objective is not None:
+            objective = replace(objective, inner=self.objective)
         torch.manual_seed(12345)  # whatever the process did before must not matter
         random.seed(6)
         self.history = self.run(
-            self.model, objective, self.training, parameters=parameters, masks=masks, validate=validate, every=every
+            self.model,
+            objective,
+            self.training,
+            parameters=parameters,
+            masks=masks,
+            validate=validate,
+            every=every,
+            teacher=self.teacher,
         )
 
     def outcome(self):
@@ -91,6 +119,22 @@ KINDS = {
     "weights by Adam, best": {"optimiser": Adam(0.01), "select": "best"},
     "scores": {"search": True, "optimiser": SGD(1.0)},
     "scores, best": {"search": True, "optimiser": SGD(1.0), "select": "best"},
+}
+
+OPTIONS = {
+    "weights, awp": {"awp": AWP(0.05, warmup_epochs=1)},
+    "weights, ema, best": {"average": Average(ema=0.7), "select": "best"},
+    "weights, swa": {"average": Average(swa=0.3)},
+    "weights, distilled": {"distillation": Distillation(0.5, 2.0)},
+    "weights, free, ema": {"average": Average(ema=0.7), "objective": Free(repeats=2)},
+    "scores, all": {
+        "search": True,
+        "optimiser": SGD(1.0),
+        "awp": AWP(0.05),
+        "average": Average(ema=0.7),
+        "distillation": Distillation(0.5),
+        "objective": FastAT(grad_align=0.2, label_smoothing=0.1),
+    },
 }
 
 
@@ -140,6 +184,33 @@ def test_a_stage_stopped_at_every_step_ends_in_the_same_bits(stage):
             stage(Restless({1: request_stop}))
     stage(Restless())
     assert_same(stage.outcome(), whole)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_every_option_stopped_at_every_step_and_killed_ends_in_the_same_bits(run, network, kind):
+    stage = Stage(run, network, **OPTIONS[kind])
+    stage(Restless())
+    whole = stage.outcome()
+    with pytest.raises(Killed):
+        stage(Restless({2: kill}), every=0)
+    for _ in range(STEPS):
+        with graceful(), contextlib.suppress(Interrupted):
+            stage(Restless({1: request_stop}))
+    stage(Restless())
+    assert_same(stage.outcome(), whole)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_every_option_changes_what_is_learnt(run, network, kind):
+    """Else the test of its resumption would prove nothing."""
+    options = dict(OPTIONS[kind])
+    stage = Stage(run, network, **options)
+    stage(Restless())
+    off = {key: value for key, value in options.items() if key not in {"awp", "average", "distillation"}}
+    plain = Stage(run, network, **off)
+    plain(Restless())
+    one, other = stage.outcome()[1], plain.outcome()[1]
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_stop_during_validation_is_obeyed_after_the_next_update(run, network, checkpoint):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hydraprune.attacks import PGD, Eps, outside
 from hydraprune.data import Split
 from hydraprune.errors import UserError
-from hydraprune.evaluation import Adversarial, Protocol, evaluate
+from hydraprune.evaluation import Adversarial, Protocol, evaluate, protocol_from_name
 
 LINF = Protocol(PGD("linf", Eps("0.1"), steps=20), restarts=2)
 
@@ -189,7 +189,7 @@ def test_an_attack_blinded_by_nan_gradients_does_not_pass_for_robustness(norm):
             return torch.stack([value + 1, value], 1)
 
     split = Split(gray(3), torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(UserError, match="NaN or infinite logits under attack in batch 0"):
+    with pytest.raises(UserError, match="gradients are NaN or infinite under attack in batch 0"):
         evaluate(Blind(), split, Protocol(PGD(norm, steps=3)))
 
 
@@ -255,11 +255,11 @@ def test_the_model_is_in_eval_mode_inside_and_comes_back_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_check_may_stop_before_each_batch_and_each_restart():
+def test_check_may_stop_before_each_batch_round_and_forward_pass_of_an_attack():
     model, calls = linear(), []
     split = labelled(model, gray(6))
-    evaluate(model, split, Protocol(PGD(eps=Eps("1/1000")), restarts=3), batch_size=3, check=lambda: calls.append(1))
-    assert len(calls) == 2 * (1 + 3)
+    evaluate(model, split, Protocol(PGD(eps=Eps("1/1000")), 3), batch_size=3, check=lambda: calls.append(1))
+    assert len(calls) == 2 * (1 + 3 * (1 + 10))
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, split, LINF, check=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert model.training
@@ -301,18 +301,16 @@ def test_the_bar_counts_batches_and_shows_the_bound_so_far():
     ("name", "steps", "restarts"), [("pgd50", 50, 10), ("pgd20x5", 20, 5), ("pgd1x1", 1, 1), ("pgd100x20", 100, 20)]
 )
 def test_protocols_by_name(name, steps, restarts):
-    protocol = Protocol.from_name(name, "l2", Eps("8/255"))
+    protocol = protocol_from_name(name, "l2", Eps("8/255"))
     assert protocol == Protocol(PGD("l2", Eps("8/255"), steps), restarts)
     assert protocol.name == f"pgd{steps}x{restarts}"
-    assert Protocol.from_name(protocol.name, "l2", Eps("8/255")) == protocol
+    assert protocol_from_name(protocol.name, "l2", Eps("8/255")) == protocol
 
 
-@pytest.mark.parametrize(
-    "name", ["pgd", "pgd0", "pgd5x0", "PGD50", "pgd50x", "pgd-1", "autoattack", "pgd50 ", "pgd٥"]
-)
+@pytest.mark.parametrize("name", ["pgd0", "pgd5x0", "PGD50", "pgd50x", "pgd-1", "pgd", "fab", "pgd50 ", "pgd٥"])
 def test_unknown_protocols_are_refused_with_an_example(name):
     with pytest.raises(UserError, match=r"unknown attack .* such as pgd50 or pgd20x5"):
-        Protocol.from_name(name, "linf", Eps("0.1"))
+        protocol_from_name(name, "linf", Eps("0.1"))
 
 
 def test_a_protocol_is_described_in_full_beside_its_result():

@@ -110,7 +110,7 @@ data: {validation_fraction: 0}
     [
         ("[1, 2]", "holds list, not keys and values"),
         ("a: [", "is not YAML"),
-        ("objective: {beta: 3}", "'objective' needs a name; known: benign, free, pgd-at, trades"),
+        ("objective: {beta: 3}", "'objective' needs a name; known: benign, "),
         ("prune: {criterion: 7}", "'prune.criterion' needs a name"),
         ("compare: {seeds: [1, 1]}", r"compare.seeds needs one or more different values, got \[1, 1\]"),
         ("compare: {sparsities: [0.9, 1.0]}", "compare.sparsities is the share"),

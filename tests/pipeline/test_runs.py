@@ -29,9 +29,9 @@ def test_rows_say_what_was_asked_delivered_and_preserved(quick, tmp_path):
     dense, row = result.rows
     assert (dense["criterion"], dense["sparsity"], dense["sparsity_delivered"]) == (None, 0.0, 0.0)
     assert (row["criterion"], row["allocation"], row["sparsity"]) == ("hydra", "global", 0.9)
-    assert row["weights_total"] == 144 + 4608 + 32768 + 640
-    assert row["weights_kept"] == 38160 - 34344 == sum(layer["kept"] for layer in row["layers"])
-    assert row["sparsity_delivered"] == pytest.approx(0.9)
+    assert row["weights_total"] == 144 + 4608 + 65536 + 1280
+    assert row["weights_kept"] == 71568 - 64411 == sum(layer["kept"] for layer in row["layers"])
+    assert row["sparsity_delivered"] == pytest.approx(64411 / 71568, rel=1e-12)
     assert row["preserved_benign"] == row["benign_accuracy"] / dense["benign_accuracy"]
     assert row["epochs"] == {"pretrain": 2, "prune": 1, "finetune": 1}
     assert (row["eps"], row["eps_text"], row["attack"], row["n"]) == (0.1, "0.1", "pgd3x2", 60)

@@ -136,7 +136,7 @@ def test_regrown_weights_start_at_zero_and_every_layer_keeps_its_count():
     assert weight.grad.tolist() == [[3.0, 2.0], [0.0, 0.0]]
     masks.regrow(1, 2, 10)  # share 1/2 · (1 + cos(π/2)) = 0.5: one of two
     assert masks.as_dict()["0.weight"].tolist() == [[False, True], [True, False]]
-    assert weight.tolist() == [[1.0, -5.0], [0.0, 8.0]]
+    assert weight.tolist() == [[0.0, -5.0], [0.0, 0.0]]
     assert model[0].weight.tolist() == [[0.0, -5.0], [0.0, 0.0]]
 
 

@@ -1,23 +1,28 @@
 """`evaluate`: benign and robust accuracy of a run folder, an artefact, or any network with its weights."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save
 
-from hydraprune import data, evaluation
+from hydraprune import data, evaluation, io
 from hydraprune.attacks import Eps
 from hydraprune.cli.options import TargetOptions, parse
 from hydraprune.cli.output import percent, say
 from hydraprune.console import TerminalProgress
+from hydraprune.data import LabelledImages
 from hydraprune.engine import Hardware, check_stop, graceful
 from hydraprune.errors import UserError
-from hydraprune.evaluation import Empirical, Protocol
+from hydraprune.evaluation import AttackProtocol, Empirical, NormName, State, protocol_from_name
 from hydraprune.pipeline import Target
 
 
@@ -26,12 +31,18 @@ class Options(TargetOptions):
     """Attack a network on test images and count what stands.
 
     Args:
-        attack: pgdSTEPS or pgdSTEPSxRESTARTS; pgd50 means 50 steps and 10 restarts.
+        attack: pgdSTEPS or pgdSTEPSxRESTARTS (pgd50 means 50 steps and 10 restarts), autoattack, or one of its
+            attacks: apgd-ce, apgd-t, fab-t, square.
         norm: linf or l2; by default the one that the network was trained for.
         eps: radius in pixels of [0, 1], 0.1 or 8/255; by default the one that the network was trained for.
         n: test images, the first n; by default all.
         batch_size: images at once.
-        seed: of the attack's random starts.
+        seed: of all that the attacks draw.
+        sanity: look for reasons not to believe the number (on at most 64 images); what is found is a warning.
+        state: where a stopped evaluation goes on from; by default a hidden file beside the network. It is deleted at
+            the end.
+        save_adversarial: a .safetensors file for every adversarial example that counted.
+        model_card: a .json file for a model card in the form of RobustBench.
         accelerator: auto, cpu or cuda.
         threads: CPU threads; 0 takes every core.
         workers: processes that decode image files; images in memory need none.
@@ -44,6 +55,10 @@ class Options(TargetOptions):
     n: int | None = None
     batch_size: int = 500
     seed: int = 0
+    sanity: bool = True
+    state: Path | None = None
+    save_adversarial: Path | None = None
+    model_card: Path | None = None
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     workers: int = 0
@@ -51,13 +66,18 @@ class Options(TargetOptions):
 
 
 def command(name: str, words: Sequence[str]) -> int:
-    """Evaluate and print."""
+    """Evaluate, print, and write what was asked for."""
     options = parse(Options, f"hydraprune {name}", words)
     began = time.monotonic()
     fabric = Hardware(accelerator=options.accelerator, threads=options.threads).fabric()
     target = options.open()
     protocol = _protocol(options, target)
     split = target.dataset.test if options.n is None else data.first(target.dataset.test, options.n)
+    for wanted in (options.save_adversarial, options.model_card):
+        if wanted is not None:
+            io.make_folder(wanted.parent)  # an hour of attacks must not end at a folder that cannot be written
+    keep = None if options.save_adversarial else 0
+    state = _state(options, target, split, protocol, keep)
     with graceful(), TerminalProgress() as progress:
         measured = evaluation.evaluate(
             fabric.to_device(target.model),
@@ -67,11 +87,20 @@ def command(name: str, words: Sequence[str]) -> int:
             seed=options.seed,
             device=fabric.device,
             workers=options.workers,
+            keep=keep,
+            sanity="full" if options.sanity else "off",
+            state=state,
             progress=progress,
             title=target.name,
             check=check_stop,
         )
     result = _result(target, protocol, measured, time.monotonic() - began)
+    if options.save_adversarial is not None:
+        _save_adversarial(options.save_adversarial, measured, result, target.dataset.class_names)
+    if options.model_card is not None:
+        io.write_json(options.model_card, _model_card(target, protocol, measured))
+    if state is not None:
+        state.remove()
     if options.json:
         say(json.dumps(result))
     else:
@@ -79,30 +108,78 @@ def command(name: str, words: Sequence[str]) -> int:
     return 0
 
 
-def _protocol(options: Options, target: Target) -> Protocol:
-    norm: Literal["linf", "l2"] = options.norm or ("l2" if target.norm == "l2" else "linf")
+def _protocol(options: Options, target: Target) -> AttackProtocol:
+    norm: NormName = options.norm or ("l2" if target.norm == "l2" else "linf")
     eps = target.eps if options.eps is None else options.eps
     if options.eps is None and not eps > 0:
         raise UserError(f"'{target.name}' does not say which radius it was trained for; give --eps, such as 8/255")
-    return Protocol.from_name(options.attack, norm, eps)
+    return protocol_from_name(options.attack, norm, eps)
 
 
-def _result(target: Target, protocol: Protocol, measured: Empirical, seconds: float) -> dict[str, Any]:
-    warnings = [f"{measured.refused} adversarial examples did not pass the check"] if measured.refused else []
+def _state(
+    options: Options, target: Target, split: LabelledImages, protocol: AttackProtocol, keep: int | None
+) -> State | None:
+    """Return where this evaluation is kept while it goes on; None where the network's folder cannot be written."""
+    belongs_to = evaluation.identity(target.model, split, protocol, options.batch_size, options.seed, keep)
+    if options.state is not None:
+        io.make_folder(options.state.parent)
+        return State(options.state, belongs_to)
+    place = options.target or options.weights
+    assert place is not None
+    folder = place if place.is_dir() else place.parent
+    # By its name a file finds its way back to the evaluation that it belongs to, and two never meet.
+    return State(folder / f".evaluate-{belongs_to[:16]}.state", belongs_to) if os.access(folder, os.W_OK) else None
+
+
+def _result(target: Target, protocol: AttackProtocol, measured: Empirical, seconds: float) -> dict[str, Any]:
+    norm, eps = protocol.threat
+    benign_interval, robust_interval = measured.intervals(len(target.dataset.test))
     return {
         "target": target.name,
         "data": target.dataset.name,
         "benign_accuracy": measured.benign_accuracy,
+        "benign_confidence_interval": benign_interval,
         "robust_accuracy": measured.robust_accuracy,
+        "confidence_interval": robust_interval,
         "n": len(measured.benign),
         "attack": protocol.name,
-        "norm": protocol.attack.norm,
-        "eps": float(protocol.attack.eps),
-        "eps_text": protocol.attack.eps.text,
+        "norm": norm,
+        "eps": float(eps),
+        "eps_text": eps.text,
         "protocol": protocol.describe(),
-        "warnings": warnings,
+        "refused": measured.refused,
+        "warnings": list(measured.warnings),
         "seconds": round(seconds, 3),
     }
+
+
+def _save_adversarial(path: Path, measured: Empirical, result: dict[str, Any], class_names: Sequence[str]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in vars(measured.examples).items()}
+    tensors["index"] = torch.nonzero(measured.benign & ~measured.robust).squeeze(1)
+    written = {key: result[key] for key in ("target", "data", "norm", "eps", "eps_text", "protocol", "n")}
+    metadata = {
+        "description": (
+            f"adversarial examples that {result['attack']} found against {result['target']}, pixels in [0, 1]; "
+            f"index counts the test images of {result['data']} from 0"
+        ),
+        "evaluation": json.dumps(written),
+        "class_names": json.dumps(list(class_names)),
+    }
+    io.write_bytes(path, save(tensors, metadata))
+
+
+def _model_card(target: Target, protocol: AttackProtocol, measured: Empirical) -> dict[str, object]:
+    recipe = target.description.get("recipe")
+    extra = bool(recipe.get("data", {}).get("extra")) if isinstance(recipe, dict) else None
+    return evaluation.model_card(
+        measured,
+        protocol,
+        name=str(target.description.get("name", target.name)),
+        dataset=target.dataset.name,
+        architecture=target.architecture.name,
+        population=len(target.dataset.test),
+        additional_data=extra,
+    )
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -111,8 +188,11 @@ def _print(result: dict[str, Any]) -> None:
     for key, value in (
         ("network", result["target"]),
         ("data", f"{result['data']}, {result['n']} test images"),
-        ("benign accuracy", percent(result["benign_accuracy"])),
-        ("robust accuracy", f"{percent(result['robust_accuracy'])}, an upper bound"),
+        ("benign accuracy", _with_interval(result["benign_accuracy"], result["benign_confidence_interval"])),
+        (
+            "robust accuracy",
+            f"{_with_interval(result['robust_accuracy'], result['confidence_interval'])}, an upper bound",
+        ),
         ("attack", f"{result['attack']}, {result['norm']}, eps {eps}"),
         ("seconds", f"{result['seconds']:.1f}"),
     ):
@@ -120,3 +200,11 @@ def _print(result: dict[str, Any]) -> None:
     Console(file=sys.stdout).print(table)
     for warning in result["warnings"]:
         say(f"warning: {warning}")
+
+
+def _with_interval(share: float, interval: list[float] | None) -> str:
+    """Return `87.3 %`, and for a sample its 95 % interval."""
+    if interval is None:
+        return percent(share)
+    low, high = interval
+    return f"{percent(share)} (95 % interval {100 * low:.1f} to {100 * high:.1f})"

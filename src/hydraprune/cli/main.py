@@ -18,6 +18,8 @@ COMMANDS = {
     "prune": ("train", "only as far as the choice of connections"),
     "finetune": ("train", "only as far as the fine-tuned network"),
     "evaluate": ("evaluate", "benign and robust accuracy of any network"),
+    "certify": ("certify", "what is proven of a network, image by image"),
+    "predict": ("predict", "the classes that a smoothed network gives, with abstention"),
     "export": ("export", "a network as compact artefact, dense state dict or ONNX"),
     "import": ("import_", "a checkpoint of the original HYDRA code as a run folder"),
     "inspect": ("inspect", "which weights pruning kept, layer by layer, beside magnitude's choice"),

@@ -67,7 +67,12 @@ def parse(kind: type[O], program: str, words: Sequence[str]) -> O:
     words = [
         "--data.name" + word.removeprefix("--data") if re.match(r"--data(=|$)", word) else word for word in words
     ]
-    words = ["--json=true" if word == "--json" else word for word in words]
+    flags = {f"--{field.name}" for field in dataclasses.fields(kind) if field.default is False}  # type: ignore[arg-type]
+    after = [*words, ""][1:]
+    words = [
+        f"{word}=true" if word in flags and next_word not in ("true", "false") else word
+        for word, next_word in zip(words, after, strict=True)
+    ]
     parser = ArgumentParser(
         prog=program, usage=f"{program} [TARGET] [--OPTION VALUE …]", exit_on_error=False, allow_abbrev=False
     )

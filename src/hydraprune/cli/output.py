@@ -2,10 +2,21 @@
 
 import sys
 
+from rich.console import Console
+from rich.table import Table
+
 
 def say(text: str) -> None:
     """Print one line of result."""
     sys.stdout.write(text + "\n")
+
+
+def show(lines: dict[str, str]) -> None:
+    """Print a table of two columns."""
+    table = Table(show_header=False)
+    for line in lines.items():
+        table.add_row(*line)
+    Console(file=sys.stdout).print(table)
 
 
 def percent(share: float) -> str:

@@ -1,27 +1,35 @@
 """The engine: one training loop, one checkpointable state, optimisers and schedules as values, Fabric below."""
 
+from hydraprune.engine.averaging import Average, RunningAverage, recalibrate
 from hydraprune.engine.hardware import Hardware, available_cores
-from hydraprune.engine.loop import Training, Work, train
+from hydraprune.engine.loop import train
 from hydraprune.engine.optimisers import OPTIMISERS, SGD, Adam, Optimiser
+from hydraprune.engine.perturbation import AWP
 from hydraprune.engine.schedules import SCHEDULES, Constant, Cosine, OneCycle, Schedule
 from hydraprune.engine.stopping import check_stop, graceful, request_stop, stop_requested
+from hydraprune.engine.training import Distillation, Training, Work
 
 __all__ = [
+    "AWP",
     "OPTIMISERS",
     "SCHEDULES",
     "SGD",
     "Adam",
+    "Average",
     "Constant",
     "Cosine",
+    "Distillation",
     "Hardware",
     "OneCycle",
     "Optimiser",
+    "RunningAverage",
     "Schedule",
     "Training",
     "Work",
     "available_cores",
     "check_stop",
     "graceful",
+    "recalibrate",
     "request_stop",
     "stop_requested",
     "train",

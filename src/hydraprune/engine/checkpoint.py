@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hydraprune.engine.averaging import RunningAverage
 from hydraprune.errors import UserError
 from hydraprune.io import write_bytes
 
@@ -33,6 +34,7 @@ class TrainState:
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
+    average: RunningAverage
     epoch: int = 0
     batch: int = 0
     totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
@@ -45,6 +47,7 @@ class TrainState:
         state = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state(),
             "epoch": self.epoch,
             "batch": self.batch,
             "totals": self.totals,
@@ -67,6 +70,7 @@ class TrainState:
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
+            self.average.load_state(state["average"])
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.totals = state["totals"].to(self.totals.device)
             self.history = state["history"]

@@ -1,70 +1,25 @@
 """The one training loop. It does not know which stage it runs: stages differ in which parameters learn."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hydraprune.console import Progress, Task
-from hydraprune.data import Batch, Batches
+from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
-from hydraprune.engine.optimisers import SGD, Optimiser
-from hydraprune.engine.schedules import Cosine, Schedule
 from hydraprune.engine.stopping import stop_requested
-from hydraprune.errors import HydrapruneError, Interrupted
-from hydraprune.objectives import Loss, Objective, StageProgress
-from hydraprune.sparsity import MaskSet
-
-Validate = Callable[[nn.Module], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How one stage learns.
-
-    Args:
-        epochs: passes over the training data; 0 leaves the parameters as they are.
-        batch_size: images in one update.
-        optimiser: the update rule, with its learning rate and weight decay.
-        schedule: how the learning rate moves over the stage.
-        select: "last" keeps the final parameters, "best" those of the epoch with the highest robust accuracy on the
-            validation split (of several equal ones, the latest).
-    """
-
-    epochs: int = 20
-    batch_size: int = 64
-    optimiser: Optimiser = SGD()
-    schedule: Schedule = Cosine()
-    select: Literal["last", "best"] = "last"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage trains and on what.
-
-    Attributes:
-        model: in the state to start from; trained in place.
-        parameters: those that learn: weights, or scores. All others are frozen for the time.
-        objective: what a batch costs.
-        batches: the training data.
-        masks: the network's masks, if it has any.
-        validate: model -> figures of the validation split, "validation_benign" and "validation_robust".
-        seed: of everything that is drawn.
-    """
-
-    model: nn.Module
-    parameters: Sequence[nn.Parameter]
-    objective: Objective
-    batches: Batches
-    masks: MaskSet | None
-    validate: Validate | None
-    seed: int
+from hydraprune.engine.training import Training, Work
+from hydraprune.engine.update import updates
+from hydraprune.errors import HydrapruneError, Interrupted, UserError
+from hydraprune.objectives import Distilled, Loss, Objective, StageProgress
 
 
 def train(
@@ -95,6 +50,7 @@ def train(
     Raises:
         Interrupted: a signal came; the state is saved.
         HydrapruneError: the loss is NaN or infinite.
+        UserError: distillation without a teacher, or a checkpoint that cannot be used.
     """
     with _only_learning(work.model, work.parameters):
         return _train(work, training, fabric, checkpoint, progress, title, checkpoint_every_s)
@@ -111,9 +67,10 @@ def _train(
 ) -> tuple[list[dict[str, Any]], float]:
     seed_everything(work.seed)
     model = fabric.setup_module(work.model)
+    work = replace(work, objective=_with_teacher(work, training, fabric))
     raw_optimiser = training.optimiser.build(work.parameters)
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
-    state = TrainState(work.model, raw_optimiser)
+    state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters))
     state.totals = state.totals.to(fabric.device)
     if checkpoint.exists():
         state.load(checkpoint)
@@ -129,7 +86,10 @@ def _train(
                 rate = training.optimiser.lr * training.schedule.factor(position.fraction)
                 for group in raw_optimiser.param_groups:
                     group["lr"] = rate
-                _update(work, model, optimiser, batch, position, state.totals, fabric)
+                gamma = training.awp.gamma if training.awp.acts(position) else 0.0
+                for loss in updates(work, model, optimiser, batch, position, gamma, fabric):
+                    state.average.after_update()
+                    state.totals += _summed(loss, len(batch))
                 state.batch += 1
                 bar.advance()
                 now = time.monotonic()
@@ -140,55 +100,33 @@ def _train(
                 if now - saved >= checkpoint_every_s:
                     state.save(checkpoint)
                     saved = now
-            _end_epoch(work, training, state, bar)
+            _end_epoch(work, training, model, state, bar)
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
+    else:
+        _install(work, model, state.average, 1.0)
     if work.masks is not None and training.epochs == 0:
         work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
     return state.history, before + time.monotonic() - began
 
 
-def _update(
-    work: Work,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    position: StageProgress,
-    totals: Tensor,
-    fabric: Fabric,
-) -> None:
-    """Make one optimiser update for each loss that the objective yields."""
-    losses = work.objective.losses(model, batch, position)
-    while (loss := _next_with_gradient(losses, work.masks, optimiser, fabric, position.epoch)) is not None:
-        optimiser.step()
-        if work.masks is not None:
-            work.masks.update((position.step + 1) / position.steps, position.fraction)
-        images = len(batch.labels)
-        totals += torch.stack([loss.total.detach() * images, loss.correct, loss.correct.new_tensor(images)])
-    if work.masks is not None:
-        work.masks.regrow(position.step + 1, position.steps, position.steps_per_epoch)
+def _with_teacher(work: Work, training: Training, fabric: Fabric) -> Objective:
+    """Return the objective, mixed with a teacher where one is asked for."""
+    asked = training.distillation
+    if not asked.on:
+        return work.objective
+    if work.teacher is None:
+        raise UserError("distillation needs a teacher, and this stage has none")
+    teacher = fabric.setup_module(work.teacher.eval().requires_grad_(False))
+    return Distilled(work.objective, teacher, asked.weight, asked.temperature)
 
 
-def _next_with_gradient(
-    losses: Iterator[Loss], masks: MaskSet | None, optimiser: torch.optim.Optimizer, fabric: Fabric, epoch: float
-) -> Loss | None:
-    """Take the next loss and its gradient; each masked weight is computed once for all passes that this makes."""
-    if masks is None:
-        return _backward(next(losses, None), optimiser, fabric)
-    with masks.cached():
-        return _backward(next(losses, None), optimiser, fabric, masks.penalty(epoch))
+def _summed(loss: Loss, images: int) -> Tensor:
+    """Return the batch's sum of losses, its right answers and its images."""
+    return torch.stack([loss.total.detach() * images, loss.correct, loss.correct.new_tensor(images)])
 
 
-def _backward(
-    loss: Loss | None, optimiser: torch.optim.Optimizer, fabric: Fabric, penalty: Tensor | None = None
-) -> Loss | None:
-    if loss is not None:
-        optimiser.zero_grad()
-        fabric.backward(loss.total if penalty is None else loss.total + penalty)
-    return loss
-
-
-def _end_epoch(work: Work, training: Training, state: TrainState, bar: Task) -> None:
+def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainState, bar: Task) -> None:
     """Write the epoch's record, validate, keep the best state, and move to the next epoch."""
     loss, correct, seen = state.totals.tolist()
     if not math.isfinite(loss):
@@ -203,12 +141,15 @@ def _end_epoch(work: Work, training: Training, state: TrainState, bar: Task) -> 
         "validation_benign": None,
         "validation_robust": None,
     }
+    done = (state.epoch + 1) / training.epochs
+    state.average.after_epoch(done)
     if work.validate is not None:
-        record |= work.validate(work.model)
-        value = record["validation_robust"]
-        if training.select == "best" and value >= state.best.value:
-            state.best.epoch, state.best.value = state.epoch, value
-            state.best.state = _copy(work.model.state_dict())
+        with _averaged(work, model, state.average, done):
+            record |= work.validate(work.model)
+            value = record["validation_robust"]
+            if training.select == "best" and value >= state.best.value:
+                state.best.epoch, state.best.value = state.epoch, value
+                state.best.state = _copy(work.model.state_dict())
     state.history.append(record)
     state.epoch, state.batch = state.epoch + 1, 0
     state.totals.zero_()
@@ -216,6 +157,34 @@ def _end_epoch(work: Work, training: Training, state: TrainState, bar: Task) -> 
     if record["validation_robust"] is not None:
         shown.append(f"val {record['validation_benign']:.1%} / {record['validation_robust']:.1%}")
     bar.note("  ".join(shown))
+
+
+@contextlib.contextmanager
+def _averaged(work: Work, model: nn.Module, average: RunningAverage, done: float) -> Iterator[None]:
+    """Put the averaged network in the place of the one that learns, where there is an average, and back again."""
+    if not average.count:
+        yield
+        return
+    before = _copy(work.model.state_dict())
+    _install(work, model, average, done)
+    try:
+        yield
+    finally:
+        work.model.load_state_dict(before)
+
+
+def _install(work: Work, model: nn.Module, average: RunningAverage, done: float) -> None:
+    """Turn the model into the averaged one: parameters, the masks of averaged scores, BatchNorm's statistics.
+
+    Masks are those of the part of the stage that is `done`.
+    """
+    if not average.count:
+        return
+    average.install()
+    if work.masks is not None:
+        work.masks.update(done)
+    # Always the same batches, so that the network that is stored has the very bits that were validated.
+    recalibrate(model, work.batches.epoch(0))
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,5 +1,56 @@
-"""Evaluation: benign and empirical robust accuracy."""
+"""Evaluation: benign, empirical and certified robust accuracy, and whether the number can be believed."""
 
-from hydraprune.evaluation.empirical import Adversarial, Empirical, Protocol, evaluate
+from hydraprune.evaluation.card import model_card
+from hydraprune.evaluation.certified import (
+    CERTIFIERS,
+    VERDICTS,
+    Certified,
+    certification_identity,
+    certify,
+    write_verdicts,
+)
+from hydraprune.evaluation.empirical import evaluate
+from hydraprune.evaluation.interval import clopper_pearson
+from hydraprune.evaluation.outcome import Adversarial, Empirical
+from hydraprune.evaluation.protocol import (
+    PROTOCOLS,
+    ApgdCe,
+    ApgdT,
+    AttackProtocol,
+    AutoAttack,
+    FabT,
+    NormName,
+    Protocol,
+    Square,
+    protocol_from_name,
+)
+from hydraprune.evaluation.sanity import Sanity, sanity_warnings
+from hydraprune.evaluation.state import State, identity
 
-__all__ = ["Adversarial", "Empirical", "Protocol", "evaluate"]
+__all__ = [
+    "CERTIFIERS",
+    "PROTOCOLS",
+    "VERDICTS",
+    "Adversarial",
+    "ApgdCe",
+    "ApgdT",
+    "AttackProtocol",
+    "AutoAttack",
+    "Certified",
+    "Empirical",
+    "FabT",
+    "NormName",
+    "Protocol",
+    "Sanity",
+    "Square",
+    "State",
+    "certification_identity",
+    "certify",
+    "clopper_pearson",
+    "evaluate",
+    "identity",
+    "model_card",
+    "protocol_from_name",
+    "sanity_warnings",
+    "write_verdicts",
+]

@@ -48,8 +48,8 @@ def cnn_tiny(in_shape: Shape, num_classes: int) -> nn.Module:
     """Two convolutions and 128 hidden units for 8 × 8 digits: 71,754 parameters there; trains in seconds.
 
     Two 3 × 3 kernels without padding halve 8 pixels to 4: attacks spend their time in gradients of the input, and on
-    CPUs that of a strided convolution of one channel is slow. With 64 hidden units the classifier kept 6 weights for its
-    10 classes at 99 % of each layer, and what was measured was which classes these happened to reach.
+    CPUs that of a strided convolution of one channel is slow. With 64 hidden units the classifier would keep 6
+    weights for 10 classes at 99 % of each layer, and what is measured is which classes these happen to reach.
     """
     return chain(in_shape, num_classes, [Conv(16, 3, 1, padding=0), Conv(32, 3, 1, padding=0)], [128])
 

@@ -1,14 +1,16 @@
 """What an objective is: a batch in, losses out, one optimiser update for each loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Batch
+from hydraprune.errors import UserError
 from hydraprune.registry import Registry
 
 OBJECTIVES: Registry[type["Objective"]] = Registry("objective")
@@ -21,10 +23,22 @@ class Loss:
     Attributes:
         total: scalar, the mean over the batch, with gradient.
         correct: how many clean images of the batch are classified rightly, as a scalar tensor.
+        logits: (batch, classes) of the batch's images, clean or attacked, as the loss was computed on them, with
+            gradient; a teacher's are compared with them. None where there are none of this shape.
+        again: computes the same loss on the same (attacked) images once more, with the parameters as they are then:
+            see `repeatable`. Without it, whoever needs the loss at other parameters has to make the attack again; an
+            objective that yields several losses a batch must give it.
     """
 
     total: Tensor
     correct: Tensor
+    logits: Tensor | None = None
+    again: "Callable[[], Loss] | None" = None
+
+
+def repeatable(compute: Callable[[], Loss]) -> Loss:
+    """Return the loss that `compute` returns now, with `compute` in it to be called again at other parameters."""
+    return replace(compute(), again=compute)
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,39 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
+class WithCrossEntropy(Objective):
+    """An objective with a cross-entropy term, whose labels can be smoothed (Szegedy et al. 2016, arXiv 1512.00567).
+
+    CE(p, y) = −(1 − α) · log p_y − (α / classes) · Σ_k log p_k with α = `label_smoothing`.
+
+    Args:
+        label_smoothing: α in [0, 1); 0 is the plain cross-entropy.
+
+    Raises:
+        UserError: `label_smoothing` out of range.
+    """
+
+    label_smoothing: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of (batch, classes) logits, labels smoothed, as a scalar."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def classification(self, model: nn.Module, images: Tensor, labels: Tensor) -> Loss:
+        """Return the cross-entropy of images as a loss: one forward pass, and one more each time it is repeated."""
+
+        def compute() -> Loss:
+            logits = model(images)
+            return Loss(self.cross_entropy(logits, labels), correct_count(logits, labels), logits)
+
+        return repeatable(compute)
+
+
+@dataclass(frozen=True)
 class AgainstAttack(Objective):
     """An objective that trains against an attack, which is at the same time its threat model.
 
@@ -103,3 +150,8 @@ class AgainstAttack(Objective):
 def correct_count(logits: Tensor, labels: Tensor) -> Tensor:
     """Return how many rows of (batch, classes) logits have their largest entry at the label."""
     return torch.count_nonzero(logits.detach().argmax(1) == labels)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p ‖ q) = Σ p · (log p − log q), the mean over the rows of two (batch, classes) log-probabilities."""
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")

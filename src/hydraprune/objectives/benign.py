@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn import functional as F
 
 from hydraprune.data import Batch
-from hydraprune.objectives.base import OBJECTIVES, Loss, Objective, StageProgress, correct_count
+from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCrossEntropy
 
 
 @OBJECTIVES.register("benign")
 @dataclass(frozen=True)
-class Benign(Objective):
-    """CE(f(x), y): no robustness is asked for."""
+class Benign(WithCrossEntropy):
+    """CE(f(x), y): no robustness is asked for.
+
+    Args:
+        label_smoothing: share of the label that is spread over all classes, in [0, 1).
+    """
 
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:  # noqa: ARG002
         """Yield the mean cross-entropy."""
-        logits = model(batch.images)
-        yield Loss(F.cross_entropy(logits, batch.labels), correct_count(logits, batch.labels))
+        yield self.classification(model, batch.images, batch.labels)

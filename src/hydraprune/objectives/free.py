@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
-from torch.nn import functional as F
 
 from hydraprune.attacks import NORMS, Eps
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
-from hydraprune.objectives.base import OBJECTIVES, Loss, Objective, StageProgress, correct_count
+from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCrossEntropy
 
 
 @OBJECTIVES.register("free")
 @dataclass(frozen=True)
-class Free(Objective):
+class Free(WithCrossEntropy):
     """CE(f(x + δ), y), `repeats` times on each batch; each time δ ← Π(δ + ε · direction(∇_x CE)).
 
     Each repeat is one forward and one backward pass and one optimiser update, so a stage of E epochs makes
@@ -25,6 +24,7 @@ class Free(Objective):
         norm: "linf" or "l2".
         eps: radius in pixels of [0, 1], and the length of a step, as a decimal or a fraction such as 4/255.
         repeats: updates on each batch, at least 1; HYDRA uses 4 on ImageNet.
+        label_smoothing: share of the label that is spread over all classes, in [0, 1).
 
     Raises:
         UserError: an unknown norm, or fewer than 1 repeats.
@@ -38,6 +38,7 @@ class Free(Objective):
     repeats: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = NORMS[self.norm]
         if self.repeats < 1:
             raise UserError(f"free adversarial training needs at least 1 repeat, not {self.repeats}")
@@ -53,8 +54,7 @@ class Free(Objective):
         perturbation = norm.random_start(batch.images, self.eps)
         for repeat in range(1, self.repeats + 1):
             adversarial = (batch.images + perturbation).clamp(0.0, 1.0).requires_grad_()
-            logits = model(adversarial)
-            yield Loss(F.cross_entropy(logits, batch.labels), correct_count(logits, batch.labels))
+            yield self.classification(model, adversarial, batch.labels)
             if repeat < self.repeats:
                 assert adversarial.grad is not None, "the caller runs each loss backward before it asks for the next"
                 moved = adversarial.detach() - batch.images + self.eps * norm.normalize(adversarial.grad)

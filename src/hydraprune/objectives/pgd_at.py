@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hydraprune.data import Batch
-from hydraprune.objectives.base import OBJECTIVES, AgainstAttack, Loss, StageProgress, correct_count
+from hydraprune.objectives.base import OBJECTIVES, AgainstAttack, Loss, StageProgress, WithCrossEntropy
 
 
 @OBJECTIVES.register("pgd-at")
 @dataclass(frozen=True)
-class PGDAT(AgainstAttack):
+class PGDAT(WithCrossEntropy, AgainstAttack):
     """CE(f(x'), y) with x' ≈ argmax of CE(f(x'), y) over the ball, by PGD: steps + 1 forward passes.
 
     `Loss.correct` counts adversarial images here: no clean forward pass is made.
@@ -21,6 +21,8 @@ class PGDAT(AgainstAttack):
         attack: the attack that is trained against.
         ramp_epochs: epochs at the start of each stage over which the attack's radius rises linearly from 0; some
             networks learn nothing against the whole radius at once.
+        label_smoothing: share of the label that is spread over all classes in the loss, in [0, 1); the attack
+            maximises the plain cross-entropy.
     """
 
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
@@ -31,5 +33,4 @@ class PGDAT(AgainstAttack):
 
         attack = self.current_attack(progress)
         adversarial = attack.perturb(model, batch.images, cross_entropy)
-        logits = model(adversarial)
-        yield Loss(F.cross_entropy(logits, batch.labels), correct_count(logits, batch.labels))
+        yield self.classification(model, adversarial, batch.labels)

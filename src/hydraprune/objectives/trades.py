@@ -9,12 +9,21 @@ from torch.nn import functional as F
 
 from hydraprune.attacks import eval_mode
 from hydraprune.data import Batch
-from hydraprune.objectives.base import OBJECTIVES, AgainstAttack, Loss, StageProgress, correct_count
+from hydraprune.objectives.base import (
+    OBJECTIVES,
+    AgainstAttack,
+    Loss,
+    StageProgress,
+    WithCrossEntropy,
+    correct_count,
+    kl_divergence,
+    repeatable,
+)
 
 
 @OBJECTIVES.register("trades")
 @dataclass(frozen=True)
-class Trades(AgainstAttack):
+class Trades(WithCrossEntropy, AgainstAttack):
     """CE(f(x), y) + β · KL(p(x) ‖ p(x')), x' ≈ argmax of that KL over the ball: steps + 3 forward passes.
 
     One clean pass in eval mode that the attack compares with, one for each of its steps, and the two that are
@@ -25,6 +34,7 @@ class Trades(AgainstAttack):
         attack: the attack that is trained against; it maximises the KL term.
         ramp_epochs: epochs at the start of each stage over which the attack's radius rises linearly from 0; some
             networks learn nothing against the whole radius at once.
+        label_smoothing: share of the label that is spread over all classes in the cross-entropy, in [0, 1).
     """
 
     # Differs from HYDRA: the attack starts uniformly in the ball. From 0.001·N(0, 1) noise, as the reference
@@ -44,13 +54,13 @@ class Trades(AgainstAttack):
                 return kl_divergence(reference, F.log_softmax(logits, dim=1)) * len(reference)
 
             adversarial = attack.perturb(model, batch.images, divergence)
-        nominal_logits = model(batch.images)
-        adversarial_logits = model(adversarial)
-        natural = F.cross_entropy(nominal_logits, batch.labels)
-        robust = kl_divergence(F.log_softmax(nominal_logits, dim=1), F.log_softmax(adversarial_logits, dim=1))
-        yield Loss(natural + self.beta * robust, correct_count(nominal_logits, batch.labels))
 
+        def compute() -> Loss:
+            nominal_logits = model(batch.images)
+            adversarial_logits = model(adversarial)
+            natural = self.cross_entropy(nominal_logits, batch.labels)
+            robust = kl_divergence(F.log_softmax(nominal_logits, dim=1), F.log_softmax(adversarial_logits, dim=1))
+            correct = correct_count(nominal_logits, batch.labels)
+            return Loss(natural + self.beta * robust, correct, adversarial_logits)
 
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return KL(p ‖ q) = Σ p · (log p − log q), the mean over the rows of two (batch, classes) log-probabilities."""
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+        yield repeatable(compute)

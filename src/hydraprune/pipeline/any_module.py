@@ -54,7 +54,7 @@ def prune(
         criterion: how a weight is scored, its name, or a function weight -> scores of your own.
         allocation: how many each layer keeps, or its name: global, lamp, learned, …
         pattern: which weights go together, or its name: weights, n-of-m, blocks, channels.
-        search: how scores are trained.
+        search: how scores are trained. Distillation, here and in `finetune`, is from `model`.
         finetune: how the weights that stay are trained; criteria without a search get its epochs too.
         include: name patterns of the weights that are pruned; `exclude`: of those that are not.
         seed: of order, attacks and random scores.
@@ -118,7 +118,8 @@ def prune(
             ("prune", recipe.prune_training, learning or masks.scores()),
             ("finetune", after, weights),
         ):
-            work = Work(pruned, parameters, recipe.objective, batches(training), masks, None, seed)
+            teacher = fabric.to_device(hardware.place(masking.bake(model))) if training.distillation.on else None
+            work = Work(pruned, parameters, recipe.objective, batches(training), masks, None, seed, teacher)
             train(work, training, fabric, Path(folder) / title, progress or SilentProgress(), title)
             masks.fix()
     return masking.bake(pruned).cpu().eval()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydraprune.data import Augmentation, NoAugmentation
 from hydraprune.engine import SGD, Hardware, Training
-from hydraprune.evaluation import Protocol
+from hydraprune.evaluation import AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
     Allocation,
@@ -22,6 +22,7 @@ from hydraprune.sparsity import (
     Pattern,
     Regrowth,
     SparsitySchedule,
+    Steps,
     Weights,
 )
 
@@ -118,7 +119,8 @@ class Evaluation:
     """How robustness is measured, once, on the test split.
 
     Args:
-        protocol: the attack and its restarts.
+        protocol: what robustness is measured with: pgd (an attack and its restarts), autoattack, apgd-ce, apgd-t,
+            fab-t, square.
         n: test images, the first n; none means all.
         batch_size: images at once.
         validation_steps: PGD steps of the quick robust accuracy on the validation split after each epoch; 0 measures
@@ -127,7 +129,7 @@ class Evaluation:
         examples: adversarial examples to keep for the report.
     """
 
-    protocol: Protocol = Protocol()
+    protocol: AttackProtocol = Protocol()
     n: int | None = None
     batch_size: int = 500
     validation_steps: int = 10
@@ -161,7 +163,7 @@ class Recipe:
         seed: of initialisation, order, attacks and random scores.
         data: what to learn from.
         model: the network.
-        objective: what every stage minimises: benign, pgd-at, trades.
+        objective: what every stage minimises, such as trades, pgd-at, mart, fast-at, free, benign.
         pretrain_objective: what pre-training minimises instead, such as benign for the robust sub-networks of a
             network that is not robust; none means the same.
         pretrain: how the dense network learns.
@@ -211,6 +213,7 @@ class Recipe:
             ("finetune", self.finetune),
         ):
             yield from _training_complaints(key, training, self.data.validation_fraction)
+            yield from _option_complaints(key, training)
         for key, sparsity in (
             ("prune.sparsity", self.prune.sparsity),
             *(("compare.sparsities", value) for value in self.compare.sparsities),
@@ -227,8 +230,7 @@ class Recipe:
             ("data.size", 1 if self.data.size is None else self.data.size, 1),
             ("hardware.data_workers", self.hardware.data_workers or 0, 0),
             ("evaluation.batch_size", self.evaluation.batch_size, 1),
-            ("evaluation.protocol.restarts", self.evaluation.protocol.restarts, 1),
-            ("evaluation.protocol.attack.steps", self.evaluation.protocol.attack.steps, 1),
+            *((f"evaluation.protocol.{key}", count, 1) for key, count in self.evaluation.protocol.counts.items()),
             ("evaluation.validation_steps", self.evaluation.validation_steps, 0),
             ("evaluation.examples", self.evaluation.examples, 0),
             ("hardware.threads", self.hardware.threads, 0),
@@ -239,16 +241,40 @@ class Recipe:
         ):
             if count < least:
                 yield f"{key} must be at least {least}, got {count}"
-        if self.prune.regrowth.moves and not isinstance(self.prune.pattern, Weights):
-            yield "prune.regrowth exchanges single weights; with it prune.pattern must be weights"
-        if self.prune.search.select == "best" and (
-            self.prune.schedule.gradual or isinstance(self.prune.allocation, Learned)
-        ):
-            yield "prune.search.select 'best' would take an epoch that keeps more weights than asked; say 'last'"
+        yield from _axes_complaints(self.prune)
         for key in ("criteria", "allocations", "sparsities", "seeds"):
             values = getattr(self.compare, key)
             if not values or len(set(values)) < len(values):
                 yield f"compare.{key} needs one or more different values, got {list(values)}"
+
+
+def _axes_complaints(prune: Pruning) -> Iterator[str]:
+    """Axes combine freely but for these."""
+    if prune.regrowth.moves and not isinstance(prune.pattern, Weights):
+        yield "prune.regrowth exchanges single weights; with it prune.pattern must be weights"
+    if prune.search.average.on and isinstance(prune.schedule, Steps) and prune.schedule.rewind:
+        yield "prune.search.average would undo what prune.schedule rewinds; use one of them"
+    if prune.search.select == "best" and (prune.schedule.gradual or isinstance(prune.allocation, Learned)):
+        yield "prune.search.select 'best' would take an epoch that keeps more weights than asked; say 'last'"
+
+
+def _option_complaints(key: str, training: Training) -> Iterator[str]:
+    for name, value in (("gamma", training.awp.gamma), ("warmup_epochs", training.awp.warmup_epochs)):
+        if not value >= 0:
+            yield f"{key}.awp.{name} must be at least 0, got {value}"
+    average, distillation = training.average, training.distillation
+    if not 0.0 <= average.ema < 1.0:
+        yield f"{key}.average.ema is a decay and must be in [0, 1), got {average.ema}"
+    if not 0.0 <= average.swa <= 1.0:
+        yield f"{key}.average.swa is a share of the stage and must be in [0, 1], got {average.swa}"
+    if average.ema > 0 and average.swa < 1:
+        yield f"{key}.average takes either ema or swa, got both"
+    if not 0.0 <= distillation.weight <= 1.0:
+        yield f"{key}.distillation.weight must be in [0, 1], got {distillation.weight}"
+    if not distillation.temperature > 0:
+        yield f"{key}.distillation.temperature must be above 0, got {distillation.temperature}"
+    if key == "pretrain" and distillation.on:
+        yield "pretrain.distillation has no teacher: its network is the teacher of prune.search and finetune"
 
 
 def _training_complaints(key: str, training: Training, validation_fraction: float) -> Iterator[str]:

@@ -4,6 +4,7 @@ In a file an alternative is its name, with its parameters beside it: `objective:
 `objective: {name: trades, beta: 6}`. A class of your own is named by its path: `{name: my_package.MyObjective}`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -22,6 +23,7 @@ from hydraprune.attacks import Eps
 from hydraprune.data import AUGMENTATIONS, Augmentation
 from hydraprune.engine import OPTIMISERS, SCHEDULES, Optimiser, Schedule
 from hydraprune.errors import RecipeError, UserError
+from hydraprune.evaluation import PROTOCOLS, AttackProtocol
 from hydraprune.objectives import OBJECTIVES, Objective
 from hydraprune.pipeline.recipe import Recipe
 from hydraprune.registry import Registry
@@ -48,7 +50,10 @@ AXES: dict[type, Registry[Any]] = {
     Optimiser: OPTIMISERS,
     Schedule: SCHEDULES,
     Augmentation: AUGMENTATIONS,
+    AttackProtocol: PROTOCOLS,
 }
+UNNAMED: dict[type, str] = {AttackProtocol: "pgd"}
+"""Axes whose name may be left out where parameters are given, and which one is meant."""
 
 
 def _read_eps(value: Any) -> Eps:
@@ -162,6 +167,11 @@ def _checked(value: dict[str, Any], source: str) -> dict[str, Any]:
     complaints: list[str] = []
     translated: dict[str, Any] = _translate(value, Recipe, "", complaints)
     parser = recipe_parser()
+    if not complaints:
+        with contextlib.suppress(ArgumentError):
+            parser.parse_object(translated)
+            return translated
+    # Something is wrong: leaf by leaf, which takes seconds, to name every mistake and not only the first.
     sound: dict[str, Any] = {}
     for key, leaf in _leaves(translated):
         try:
@@ -230,7 +240,7 @@ def _translate_fields(value: Mapping[str, Any], kind: type, path: str, complaint
 
 def _translate_alternative(value: Any, kind: type, path: str, complaints: list[str]) -> Any:
     parameters = dict(value) if isinstance(value, Mapping) else {"name": value}
-    name = parameters.pop("name", None)
+    name = parameters.pop("name", UNNAMED.get(kind))
     if not isinstance(name, str):
         complaints.append(f"'{path}' needs a name; known: {', '.join(AXES[kind])}")
         return None

@@ -100,7 +100,7 @@ def _row(
         for name in prunable
     ]
     total, kept = (sum(layer[key] for layer in layers) for key in ("total", "kept"))
-    eps = recipe.evaluation.protocol.attack.eps
+    norm, eps = recipe.evaluation.protocol.threat
     row = {
         "stage": network.kind,
         **asked,
@@ -109,7 +109,9 @@ def _row(
         "benign_accuracy": evaluated["benign_accuracy"],
         "robust_accuracy": evaluated["robust_accuracy"],
         "n": evaluated["n"],
-        "norm": recipe.evaluation.protocol.attack.norm,
+        "confidence_interval": evaluated["confidence_interval"],
+        "benign_confidence_interval": evaluated["benign_confidence_interval"],
+        "norm": norm,
         "eps": float(eps),
         "eps_text": eps.text,
         "attack": recipe.evaluation.protocol.name,
@@ -121,7 +123,7 @@ def _row(
         "seconds_evaluate": evaluated["seconds"],
         "epochs": {kind: outcome["epochs"] for kind, outcome in outcomes.items()},
         "provenance": outcomes[network.kind]["provenance"] | {"seconds": outcomes[network.kind]["seconds"]},
-        "warnings": _warnings(evaluated),
+        "warnings": evaluated["warnings"],
         "stages": {kind: str(paths.folder.relative_to(project.paths.folder)) for kind, paths in places.items()},
         "layers": layers,
     }
@@ -160,12 +162,6 @@ def _differences(value: Any, default: Any) -> Any:
     if not alike:
         return value
     return {key: _differences(item, default.get(key)) for key, item in value.items() if item != default.get(key)}
-
-
-def _warnings(evaluated: dict[str, Any]) -> list[str]:
-    if not evaluated["refused"]:
-        return []
-    return [f"{evaluated['refused']} adversarial examples did not pass the check and were not counted"]
 
 
 def read_results(folder: Path) -> dict[str, Any]:

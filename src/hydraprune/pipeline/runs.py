@@ -23,7 +23,7 @@ from hydraprune.pipeline import results, stages
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.provenance import provenance
 from hydraprune.pipeline.recipe import Recipe
-from hydraprune.pipeline.workers import Call, run_calls
+from hydraprune.pipeline.workers import Call, run_calls, warm_up
 from hydraprune.sparsity import ALLOCATIONS, CRITERIA
 
 StageName = Literal["pretrain", "prune", "finetune"]
@@ -137,6 +137,8 @@ def compare(
         placed = replace(cell, hardware=recipe.hardware)
         return function, (placed, paths.folder, model, dataset, checkpoint_every_s)
 
+    if count > 1:
+        warm_up()
     with _overall(progress, len(seeds) + len(cells)) as advance:
         for _ in run_calls([call(_pretrain, cell) for cell in seeds], count, progress):
             pass

@@ -31,7 +31,7 @@ from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.provenance import provenance
 from hydraprune.pipeline.recipe_file import as_dict
-from hydraprune.sparsity import MaskSet
+from hydraprune.sparsity import MaskSet, OneShot, Weights
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def pretrain_stage(project: Project) -> Stage:
         "pretrain",
         {
             **project.source,
-            "objective": as_dict(recipe.pretrain_objective or recipe.objective),
-            "training": as_dict(recipe.pretrain),
+            "objective": _described_objective(recipe.pretrain_objective or recipe.objective),
+            "training": _described_training(recipe.pretrain),
             "validation": [recipe.evaluation.validation_steps, recipe.evaluation.validation_n],
             "seed": recipe.seed,
             "precision": recipe.hardware.precision,
@@ -72,13 +72,19 @@ def pretrain_stage(project: Project) -> Stage:
 def prune_stage(project: Project) -> Stage:
     """Describe pruning: the pre-trained network, and the axes."""
     recipe = project.recipe
-    prune = as_dict(recipe.prune) | {"search": as_dict(recipe.prune_training)}
+    prune = as_dict(recipe.prune) | {"search": _described_training(recipe.prune_training)}
     if not recipe.prune.trains:
         del prune["search"]
     if not recipe.prune.criterion.needs_probe:
         del prune["probe_batches"]
     del prune["equal_epochs"], prune["regrowth"]
-    own = {} if recipe.pretrain_objective is None else {"objective": as_dict(recipe.objective)}
+    # Axes at their defaults leave no trace: that they exist changes no stage's name.
+    for name, default in (("pattern", Weights()), ("schedule", OneShot()), ("shuffle", False)):
+        if prune[name] == as_dict(default):
+            del prune[name]
+    if prune["allocation"].get("min_per_output") == 0:
+        del prune["allocation"]["min_per_output"]
+    own = {} if recipe.pretrain_objective is None else {"objective": _described_objective(recipe.objective)}
     return Stage("prune", {"parent": pretrain_stage(project).key, "prune": prune, **own})
 
 
@@ -87,14 +93,32 @@ def finetune_stage(project: Project) -> Stage:
     recipe = project.recipe
     training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
     moves = {"regrowth": as_dict(recipe.prune.regrowth)} if recipe.prune.regrowth.moves else {}
-    return Stage("finetune", {"parent": prune_stage(project).key, "training": as_dict(training), **moves})
+    return Stage("finetune", {"parent": prune_stage(project).key, "training": _described_training(training), **moves})
 
 
 def evaluate_stage(project: Project, network: Stage) -> Stage:
     """Describe the evaluation of a network on the test split."""
     measured = as_dict(project.recipe.evaluation)
     del measured["validation_steps"], measured["validation_n"]
+    measured["protocol"] = project.recipe.evaluation.protocol.describe()
     return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
+
+
+def _described_training(training: Training) -> dict[str, Any]:
+    """Describe a training. Options that are off leave no trace: that they exist changes no stage's name."""
+    described: dict[str, Any] = as_dict(training)
+    for name in ("awp", "average", "distillation"):
+        if not getattr(training, name).on:
+            del described[name]
+    return described
+
+
+def _described_objective(objective: Objective) -> dict[str, Any]:
+    """Describe an objective; labels that are not smoothed leave no trace either."""
+    described: dict[str, Any] = as_dict(objective)
+    if described.get("label_smoothing") == 0:
+        del described["label_smoothing"]
+    return described
 
 
 def pretrain(project: Project) -> StagePaths:
@@ -170,25 +194,35 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
         began = time.monotonic()
         model = load_network(project, network)
         measured = recipe.evaluation
+        protocol, size, keep = measured.protocol, measured.batch_size, measured.examples
+        belongs_to = evaluation.identity(model, project.test, protocol, size, recipe.seed, keep)
         result = evaluation.evaluate(
             project.fabric.to_device(model),
             project.test,
-            measured.protocol,
-            batch_size=measured.batch_size,
+            protocol,
+            batch_size=size,
             seed=recipe.seed,
             device=project.fabric.device,
             workers=recipe.hardware.workers,
+            keep=keep,
+            # On a small network the attacks of the full checks would take longer than the attack that counts.
+            sanity="model",
+            state=evaluation.State(paths.checkpoint, belongs_to, project.checkpoint_every_s),
             progress=project.progress,
             title=f"evaluate {title}",
             check=check_stop,
         )
-        _write_examples(paths, result.examples.first(measured.examples), project.dataset.class_names)
+        _write_examples(paths, result.examples, project.dataset.class_names)
+        benign_interval, robust_interval = result.intervals(len(project.dataset.test))
         return {
             "benign_accuracy": result.benign_accuracy,
             "robust_accuracy": result.robust_accuracy,
             "n": len(result.benign),
+            "confidence_interval": robust_interval,
+            "benign_confidence_interval": benign_interval,
             "refused": result.refused,
-            "protocol": measured.protocol.describe(),
+            "warnings": list(result.warnings),
+            "protocol": protocol.describe(),
             "seconds": time.monotonic() - began,
         }
 
@@ -251,7 +285,8 @@ def _train(
     recipe = project.recipe
     batches = _batches(project, training.batch_size)
     objective = objective or recipe.objective
-    work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed)
+    teacher = _teacher(project) if training.distillation.on else None
+    work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed, teacher)
     history, seconds = train(
         work, training, project.fabric, paths.checkpoint, project.progress, title, project.checkpoint_every_s
     )
@@ -265,6 +300,11 @@ def _train(
         "model_sha256": io.file_hash(paths.model),
         "network": network_description(project),
     }
+
+
+def _teacher(project: Project) -> nn.Module:
+    """Load the dense robust network, in the memory format of the recipe."""
+    return project.recipe.hardware.place(load_network(project, pretrain_stage(project)))
 
 
 def _probe(project: Project, model: nn.Module) -> sparsity.Probe:
@@ -299,10 +339,10 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
     count = recipe.evaluation.validation_n or len(project.validation)
     split = datasets.first(project.validation, min(count, len(project.validation)))
     norm, eps = recipe.objective.threat
+    if not eps > 0:
+        norm, eps = recipe.evaluation.protocol.threat
     steps = recipe.evaluation.validation_steps
-    attack = replace(recipe.evaluation.protocol.attack, steps=steps)
-    if eps > 0:
-        attack = PGD("l2" if norm == "l2" else "linf", eps, steps)
+    attack = PGD("l2" if norm == "l2" else "linf", eps, steps)
 
     def validate(model: nn.Module) -> dict[str, Any]:
         protocol = Protocol(attack, restarts=1 if steps else 0)

@@ -47,6 +47,7 @@ class Row:
     """One network evaluated. Accuracies, sparsities and preserved shares are fractions, not per cent.
 
     A dense network has no criterion. `preserved_*` is None where the dense network's accuracy is 0.
+    The 95 % intervals, (low, high), are None where all test images were measured.
     """
 
     criterion: str | None
@@ -57,6 +58,8 @@ class Row:
     evaluation: Evaluation
     benign: float
     robust: float
+    benign_interval: tuple[float, float] | None
+    robust_interval: tuple[float, float] | None
     preserved_benign: float | None
     preserved_robust: float | None
     weights_total: int
@@ -140,6 +143,8 @@ def _row(record: Record) -> Row:
         evaluation=_evaluation(record),
         benign=record.number("benign_accuracy", 0, 1),
         robust=record.number("robust_accuracy", 0, 1),
+        benign_interval=_interval(record, "benign_confidence_interval"),
+        robust_interval=_interval(record, "confidence_interval"),
         preserved_benign=_optional_number(record, "preserved_benign"),
         preserved_robust=_optional_number(record, "preserved_robust"),
         weights_total=record.integer("weights_total", 1),
@@ -167,6 +172,15 @@ def _evaluation(record: Record) -> Evaluation:
         n=record.integer("n", 1),
         protocol=protocol,
     )
+
+
+def _interval(record: Record, key: str) -> tuple[float, float] | None:
+    if key not in record:
+        return None
+    numbers = record.numbers(key)
+    if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1] <= 1:
+        raise UserError(f"{record.where}: '{key}' should be [low, high] in [0, 1], not {numbers}")
+    return numbers[0], numbers[1]
 
 
 def _layer(record: Record) -> Layer:

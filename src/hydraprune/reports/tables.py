@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from hydraprune.reports.aggregate import Group, ranking_at_highest_sparsity
 from hydraprune.reports.load import Results, Row
-from hydraprune.reports.wording import NOTHING, delivered_percent, file_size, percent, ratio, sparsity_percent
+from hydraprune.reports.wording import (
+    NOTHING,
+    delivered_percent,
+    file_size,
+    percent,
+    ratio,
+    sparsity_percent,
+    with_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,8 @@ def _row_cells(row: Row, several: bool) -> tuple[Cell, ...]:
         Cell(sparsity_percent(row.sparsity)),
         Cell(str(row.seed)),
         *([Cell(row.evaluation.name)] if several else []),
-        Cell(percent(row.benign, 2)),
-        Cell(percent(row.robust, 2)),
+        Cell(with_interval(row.benign, row.benign_interval)),
+        Cell(with_interval(row.robust, row.robust_interval)),
         Cell(percent(row.preserved_benign, 2)),
         Cell(percent(row.preserved_robust, 2)),
         Cell(f"{row.weights_kept:,}"),

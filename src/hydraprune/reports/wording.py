@@ -30,6 +30,13 @@ def percent(value: Spread | float | None, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
 
 
+def with_interval(share: float, interval: tuple[float, float] | None) -> str:
+    """Return a share as per cent with its 95 % interval, if it has one: `87.90 [85.10, 90.20]`."""
+    if interval is None:
+        return percent(share, 2)
+    return f"{percent(share, 2)} [{', '.join(percent(end, 2) for end in interval)}]"
+
+
 def sparsity_percent(sparsity: float) -> str:
     """Return the sparsity asked for as per cent without the sign, as short as it was asked: `99`, `99.5`."""
     return f"{100 * sparsity:.6g}"
@@ -159,6 +166,8 @@ def facts(results: Results, groups: Sequence[Group]) -> list[tuple[str, str]]:
             "accuracy of the pruned network / accuracy of the dense network of the same seed, then averaged",
         )
     )
+    if any(row.robust_interval for row in results.rows):
+        found.append(("[low, high]", "95 % Clopper–Pearson interval: these test images are a sample of all"))
     if any(len(group.rows) > 1 for group in groups):
         found.append(("±", "the sample standard deviation over seeds; not given for one seed"))
     return found

@@ -90,10 +90,15 @@ class MaskSet:
     def update(self, progress: float = 1.0, before: float | None = None) -> None:
         """Recompute every mask from its scores: once for each optimiser step. Fixed masks stay as they are.
 
+        Where masks regrow, the weights behind pruned places are held at 0 meanwhile: what grows then starts at 0, and
+        an average over updates is one of the weights that the network had.
+
         Args:
             progress: the part of the stage that is done, in [0, 1].
             before: the same at the last update, where one was made in this stage.
         """
+        if self._regrowth.moves:
+            self._hold()
         plan = self._plan
         if not self.searching or plan is None:
             return
@@ -137,6 +142,13 @@ class MaskSet:
         self._regrowth = regrowth
         for mask in self._masks.values():
             mask.watched = regrowth.moves
+        if regrowth.moves:
+            self._hold()
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        for name, mask in self._masks.items():
+            self._weights[name].masked_fill_(~mask.mask, 0.0)
 
     @torch.no_grad()
     def regrow(self, step: int, steps: int, per_epoch: int) -> None:
@@ -145,11 +157,9 @@ class MaskSet:
         if share == 0.0:
             return
         for name, mask in self._masks.items():
-            weight = self._weights[name]
             if mask.gradient is not None:
-                chosen = exchanged(mask.mask, weight, mask.gradient, share)
-                weight.masked_fill_(chosen & ~mask.mask, 0.0)
-                mask.mask.copy_(chosen)
+                mask.mask.copy_(exchanged(mask.mask, self._weights[name], mask.gradient, share))
+        self._hold()
 
     def shuffle(self, seed: int) -> None:
         """Put each layer's mask at random places, as many kept and of the same pattern: every criterion's control."""

@@ -1,0 +1,106 @@
+"""Noisy samples per second: certification as it is here against the plain loop of Cohen et al. (arXiv 1902.02918).
+
+Both ask the same network about the same image of 3 × 32 × 32 pixels under Gaussian noise, and count the answers.
+
+- plain: one image at a time, 1,000 copies of it with torch.randn, float32, NCHW.
+- ours: `certify` with its defaults: noise on the grid of pixels, 64 rows at once, NHWC; and with bf16, whose
+  certificate is that of the network in bf16.
+
+A line says the median of rounds in which all ways take turns, so that a busy machine slows all of them. Adaptive
+sampling is not in it: it takes fewer samples, not faster ones (docs/smoothing.md has its figures).
+
+    python benchmarks/smoothing.py
+    python benchmarks/smoothing.py --networks vgg16_bn --rounds 5 --threads 1 --batch-sizes 16 32 64
+    python benchmarks/smoothing.py --noise      only the noise, in nanoseconds a pixel
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from hydraprune import models
+from hydraprune.data import Split
+from hydraprune.evaluation import smoothing
+from hydraprune.evaluation.smoothing import Certification, Compute, GridNoise
+
+SHAPE = (3, 32, 32)
+SIGMA = 0.25
+
+
+def plain(network: nn.Module, image: torch.Tensor, samples: int) -> None:
+    """Count the classes of `samples` noisy copies, 1,000 at once, as the field's loop does."""
+    counts = torch.zeros(10, dtype=torch.int64)
+    with torch.no_grad():
+        for begin in range(0, samples, 1000):
+            batch = image.repeat((min(1000, samples - begin), 1, 1, 1))
+            answers = network(batch + torch.randn_like(batch) * SIGMA).argmax(1)
+            counts += torch.bincount(answers, minlength=10)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def compare(name: str, samples: int, rounds: int, batch_sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    split = Split(torch.randint(0, 256, (1, *SHAPE), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    image = split.images[0] / 255
+    # Two networks, as `certify` brings the weights of its own into NHWC.
+    nchw, nhwc = (models.create(name, 10, SHAPE).eval() for _ in range(2))
+    certification = Certification(sigma=SIGMA, n=samples - 100)
+
+    def ours(compute: Compute) -> Callable[[], object]:
+        return lambda: smoothing.certify(nhwc, split, certification, compute=compute)
+
+    ways: dict[str, Callable[[], object]] = {"plain": lambda: plain(nchw, image, samples)}
+    ways |= {f"ours fp32, batch {size}": ours(Compute(size)) for size in batch_sizes}
+    ways["ours bf16"] = ours(Compute(bf16=True))
+    smoothing.certify(nhwc, split, Certification(sigma=SIGMA, n=100))  # tables of the noise, kernels
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, work in ways.items():
+            taken[way].append(seconds(work))
+    for way, times in taken.items():
+        middle = statistics.median(times)
+        ratio = statistics.median(taken["plain"]) / middle
+        print(f"{name:<10} {way:<22} {samples / middle:>9.1f} samples/s  {ratio:5.2f} ×  (n = {rounds} rounds)")
+
+
+def compare_noise(rounds: int) -> None:
+    noise, pixels = GridNoise(SIGMA), 100 * 3 * 32 * 32
+    ways: dict[str, Callable[[], object]] = {
+        "torch.randn · sigma": lambda: torch.randn(100, *SHAPE) * SIGMA,
+        "on the grid, exact": lambda: noise.draw((0, "benchmark"), SHAPE, 100),
+    }
+    for way, work in ways.items():
+        work()
+        taken = [seconds(work) / pixels * 1e9 for _ in range(10 * rounds)]
+        print(f"{way:<22} {statistics.median(taken):6.1f} ns a pixel  (n = {10 * rounds})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--networks", nargs="+", default=["vgg16_bn", "wrn_28_4"])
+    parser.add_argument("--samples", type=int, default=1000, help="in each measurement, n0 of 100 among them")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64])
+    parser.add_argument("--threads", type=int, default=0, help="0 takes torch's own choice")
+    parser.add_argument("--noise", action="store_true")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(f"{os.cpu_count()} CPU cores, torch {torch.__version__} on {torch.get_num_threads()} threads")
+    compare_noise(options.rounds)
+    for name in [] if options.noise else options.networks:
+        compare(name, options.samples, options.rounds, options.batch_sizes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""How a stage learns, and on what: values that the loop is handed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from hydraprune.data import Batches
+from hydraprune.engine.averaging import Average
+from hydraprune.engine.optimisers import SGD, Optimiser
+from hydraprune.engine.perturbation import AWP
+from hydraprune.engine.schedules import Cosine, Schedule
+from hydraprune.objectives import Objective
+from hydraprune.sparsity import MaskSet
+
+Validate = Callable[[nn.Module], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How much a stage listens to the dense robust network; see `hydraprune.objectives.Distilled`.
+
+    Args:
+        weight: share of the loss that is the divergence from the teacher, in [0, 1]; 0 is off.
+        temperature: that softens both sides, above 0.
+    """
+
+    weight: float = 0.0
+    temperature: float = 1.0
+
+    @property
+    def on(self) -> bool:
+        """Whether it has a weight."""
+        return self.weight > 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one stage learns.
+
+    Args:
+        epochs: passes over the training data; 0 leaves the parameters as they are.
+        batch_size: images in one update.
+        optimiser: the update rule, with its learning rate and weight decay.
+        schedule: how the learning rate moves over the stage.
+        select: "last" keeps the final parameters, "best" those of the epoch with the highest robust accuracy on the
+            validation split (of several equal ones, the latest).
+        awp: adversarial weight perturbation; off by default.
+        average: averaged weights as the stage's result; off by default.
+        distillation: from the dense robust network, in prune.search and finetune; off by default.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    optimiser: Optimiser = SGD()
+    schedule: Schedule = Cosine()
+    select: Literal["last", "best"] = "last"
+    awp: AWP = AWP()
+    average: Average = Average()
+    distillation: Distillation = Distillation()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage trains and on what.
+
+    Attributes:
+        model: in the state to start from; trained in place.
+        parameters: those that learn: weights, or scores. All others are frozen for the time.
+        objective: what a batch costs.
+        batches: the training data.
+        masks: the network's masks, if it has any.
+        validate: model -> figures of the validation split, "validation_benign" and "validation_robust".
+        seed: of everything that is drawn.
+        teacher: for distillation; in eval mode, never changed.
+    """
+
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    objective: Objective
+    batches: Batches
+    masks: MaskSet | None
+    validate: Validate | None
+    seed: int
+    teacher: nn.Module | None = None
