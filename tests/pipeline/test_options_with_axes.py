@@ -9,7 +9,7 @@ from torch import nn
 
 import hydraprune as hp
 from hydraprune.attacks import PGD, Eps
-from hydraprune.engine import AWP, Adam, Average, Distillation, Training
+from hydraprune.engine import AWP, Adam, Average, Distillation, Hardware, Training
 from hydraprune.objectives import Free, Trades
 from hydraprune.pipeline import Data, make_stage, open_project, stages
 from hydraprune.sparsity import (
@@ -95,5 +95,6 @@ def test_one_call_distils_from_the_network_that_came():
     found = []
     for weight in (0.0, 0.9):
         short = Training(epochs=1, batch_size=12, distillation=Distillation(weight))
-        found.append(hp.prune(model, 0.5, data=(images, labels), search=short, finetune=short, objective="benign"))
+        options = {"search": short, "finetune": short, "hardware": Hardware("cpu", threads=1)}
+        found.append(hp.prune(model, 0.5, data=(images, labels), objective="benign", **options))
     assert not torch.equal(found[0][1].weight, found[1][1].weight)

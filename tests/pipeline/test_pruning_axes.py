@@ -9,7 +9,7 @@ from torch import nn
 
 import hydraprune as hp
 from hydraprune import pipeline
-from hydraprune.engine import SGD, Training, graceful, request_stop
+from hydraprune.engine import SGD, Hardware, Training, graceful, request_stop
 from hydraprune.errors import Interrupted, UserError
 from hydraprune.objectives import Benign
 from hydraprune.pipeline import make_stage, stages
@@ -233,7 +233,9 @@ def test_one_call_prunes_any_module_and_leaves_it_alone(options, striped):
     model = Small().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     short = Training(epochs=2, batch_size=20)
-    small = hp.prune(model, 0.9, data=striped, search=short, finetune=short, **options)
+    small = hp.prune(
+        model, 0.9, data=striped, search=short, finetune=short, hardware=Hardware("cpu", threads=1), **options
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
     assert type(small) is Small

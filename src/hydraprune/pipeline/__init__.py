@@ -3,6 +3,7 @@
 from hydraprune.pipeline.any_module import prune
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
+from hydraprune.pipeline.labels import split as split_labels
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
@@ -46,6 +47,7 @@ __all__ = [
     "recipe_parser",
     "run",
     "split_arguments",
+    "split_labels",
     "stage_folders",
     "to_yaml",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from hydraprune import io
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
+from hydraprune.pipeline.labels import PRUNING_AXES, label
 from hydraprune.pipeline.results import stage_folders
 from hydraprune.sparsity import CRITERIA, Criterion, top_mask
 
@@ -97,7 +98,8 @@ def _inspect(stage: StagePaths) -> Inspection:
         seed, prune = int(io.read_json(parent.description)["seed"]), described["prune"]
         start = _starting_scores(prune["criterion"], {name: before[name] for name in names}, seed)
         layers = tuple(_layer(name, before[name], after, start.get(name)) for name in names)
-        title = f"{prune['criterion']['name']} / {prune['allocation']['name']}, {100 * prune['sparsity']:g} %"
+        axes = [label(prune[key], registry) for key, registry in PRUNING_AXES.items() if key in prune]
+        title = f"{' / '.join(axes)}, {100 * prune['sparsity']:g} %" + ", shuffled" * prune.get("shuffle", False)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"the files of '{stage.folder}' do not fit together: {error!r}; make the stage anew"

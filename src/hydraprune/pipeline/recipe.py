@@ -141,17 +141,26 @@ class Evaluation:
 class Comparison:
     """The grid of `compare`; `run` makes the one network that `prune` describes.
 
+    A name alone is an alternative as `prune` configures it, or else with its defaults; settings may be written behind
+    it, "hydra(init=random)", and one name may so come several times.
+
     Args:
         criteria: names of criteria.
         allocations: names of allocations.
         sparsities: shares removed.
         seeds: one pre-trained network for each.
+        patterns: names of patterns; none means that of `prune`, here and below.
+        schedules: names of schedules of sparsity.
+        regrowths: names of regrowths.
     """
 
     criteria: tuple[str, ...] = ("hydra", "lwm", "random")
     allocations: tuple[str, ...] = ("uniform", "global")
     sparsities: tuple[float, ...] = (0.9, 0.95, 0.99)
     seeds: tuple[int, ...] = (0,)
+    patterns: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+    regrowths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,10 +255,16 @@ class Recipe:
             values = getattr(self.compare, key)
             if not values or len(set(values)) < len(values):
                 yield f"compare.{key} needs one or more different values, got {list(values)}"
+        for key in ("patterns", "schedules", "regrowths"):
+            values = getattr(self.compare, key)
+            if len(set(values)) < len(values):
+                yield f"compare.{key} needs different values, got {list(values)}"
 
 
 def _axes_complaints(prune: Pruning) -> Iterator[str]:
     """Axes combine freely but for these."""
+    if prune.sparsity < prune.pattern.least_sparsity - 1e-9:
+        yield f"prune.pattern removes at least {prune.pattern.least_sparsity:g} of the weights; ask for that or more"
     if prune.regrowth.moves and not isinstance(prune.pattern, Weights):
         yield "prune.regrowth exchanges single weights; with it prune.pattern must be weights"
     if prune.search.average.on and isinstance(prune.schedule, Steps) and prune.schedule.rewind:

@@ -27,6 +27,7 @@ from hydraprune.errors import UserError
 from hydraprune.evaluation import Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
+from hydraprune.pipeline.labels import axes_of, cell_name
 from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.provenance import provenance
@@ -258,10 +259,9 @@ def network_description(project: Project) -> dict[str, Any]:
 
 
 def describe_cell(project: Project) -> str:
-    """Return `hydra/global 99% s0`: criterion, allocation, sparsity, seed."""
-    spec = as_dict(project.recipe.prune)
+    """Return `hydra/global 99% s0`: criterion, allocation, what else is special, sparsity, seed."""
     percent = f"{100 * project.recipe.prune.sparsity:g}%"
-    return f"{spec['criterion']['name']}/{spec['allocation']['name']} {percent} s{project.recipe.seed}"
+    return f"{cell_name(axes_of(project.recipe.prune))} {percent} s{project.recipe.seed}"
 
 
 def _fresh(project: Project) -> nn.Module:
