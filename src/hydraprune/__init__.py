@@ -2,6 +2,7 @@
 
     import hydraprune as hp
     small = hp.prune(my_network, 0.99, data=(images, labels))
+    narrow = hp.shrink(small, images[:1])
     result = hp.run(hp.Recipe(...), out="runs/mine", model=my_network, dataset=my_data)
 
 The parts are packages of their own: `hydraprune.sparsity`, `.attacks`, `.objectives`, `.data`, `.models`, …
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         prune,
         run,
     )
+    from hydraprune.sparsity import shrink
 
 __all__ = [
     "Comparison",
@@ -40,6 +42,7 @@ __all__ = [
     "compare",
     "prune",
     "run",
+    "shrink",
 ]
 
 
@@ -49,6 +52,10 @@ def __getattr__(name: str) -> Any:
         from hydraprune import data  # noqa: PLC0415 - the purpose of this function
 
         return getattr(data, name)
+    if name == "shrink":
+        from hydraprune import sparsity  # noqa: PLC0415
+
+        return sparsity.shrink
     if name in __all__:
         from hydraprune import pipeline  # noqa: PLC0415
 

@@ -69,9 +69,14 @@ def test_every_axis_keeps_its_promise_under_every_option(axes, options, quick, s
         assert sum(int(m.sum()) for m in masks.values()) == kept_count(0.9, sum(m.numel() for m in masks.values()))
     assert {name: int(m.sum()) for name, m in masks.items()} == {name: int(m.sum()) for name, m in begun.items()}
     assert (axes == "rigl") == any(not torch.equal(mask, begun[name]) for name, mask in masks.items())
-    network = stages.load_network(project, stages.finetune_stage(project)).state_dict()
+    model = stages.load_network(project, stages.finetune_stage(project))
+    network = model.state_dict()
     assert all((network[name][~mask] == 0).all() for name, mask in masks.items())
     assert all(network[name][mask].any() for name, mask in masks.items() if mask.any())
+    if axes == "channels":
+        small = hp.shrink(model, torch.zeros(1, 1, 8, 8))
+        widths = [len(tensor) for name, tensor in small.named_parameters() if name.endswith("weight")]
+        assert widths == [*(int(mask.flatten(1).any(1).sum()) for mask in masks.values()), 10]
 
 
 def test_weights_rewound_by_several_losses_of_a_batch_are_those_of_the_start(quick, tmp_path):

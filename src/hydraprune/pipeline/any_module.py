@@ -122,6 +122,8 @@ def prune(
             work = Work(pruned, parameters, recipe.objective, batches(training), masks, None, seed, teacher)
             train(work, training, fabric, Path(folder) / title, progress or SilentProgress(), title)
             masks.fix()
+            if spec.pattern.whole_outputs:
+                masks.silence(pruned, masking.silence(pruned, torch.zeros(1, *split.in_shape)))
     return masking.bake(pruned).cpu().eval()
 
 

@@ -179,6 +179,8 @@ def finetune(project: Project) -> StagePaths:
         assert masks is not None
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masks.let_regrow(recipe.prune.regrowth)
+        if recipe.prune.pattern.whole_outputs:
+            masks.silence(model, sparsity.silence(model, torch.zeros(1, *project.dataset.in_shape)))
         training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
         title = f"finetune {describe_cell(project)}"
         outcome = _train(project, paths, model, learning, masks, training, title)

@@ -16,6 +16,7 @@ from hydraprune.sparsity.prunable import prunable_weights
 from hydraprune.sparsity.regrowth import REGROWTHS, Fixed, Regrowth, RigL
 from hydraprune.sparsity.schedules import SPARSITY_SCHEDULES, Cubic, OneShot, SparsitySchedule, Steps
 from hydraprune.sparsity.sensitivity import Grasp, Snip, Taylor
+from hydraprune.sparsity.shrinking import fit, shrink, silence
 from hydraprune.sparsity.state import plain_state, restore
 from hydraprune.sparsity.summary import LayerSummary, Summary
 from hydraprune.sparsity.synflow import SynFlow
@@ -66,11 +67,14 @@ __all__ = [
     "attach_fixed",
     "bake",
     "check_sparsity",
+    "fit",
     "kept_count",
     "plain_state",
     "prunable_weights",
     "prune",
     "removed_count",
     "restore",
+    "shrink",
+    "silence",
     "top_mask",
 ]

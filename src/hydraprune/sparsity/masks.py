@@ -41,6 +41,7 @@ class MaskSet:
         self._weights = dict(weights)
         self._plan: _Plan | None = None
         self._regrowth: Regrowth = Fixed()
+        self._silent: list[tuple[nn.Parameter, Tensor]] = []
 
     @property
     def searching(self) -> bool:
@@ -97,8 +98,7 @@ class MaskSet:
             progress: the part of the stage that is done, in [0, 1].
             before: the same at the last update, where one was made in this stage.
         """
-        if self._regrowth.moves:
-            self._hold()
+        self._hold()
         plan = self._plan
         if not self.searching or plan is None:
             return
@@ -142,13 +142,25 @@ class MaskSet:
         self._regrowth = regrowth
         for mask in self._masks.values():
             mask.watched = regrowth.moves
-        if regrowth.moves:
-            self._hold()
+        self._hold()
+
+    def silence(self, model: nn.Module, entries: Mapping[str, Tensor]) -> None:
+        """Hold entries of other parameters at 0 from here on, as `hydraprune.sparsity.silence` finds them.
+
+        Args:
+            model: that has the parameters.
+            entries: parameter name -> booleans of its shape, True for 0.
+        """
+        self._silent = [(model.get_parameter(name), chosen) for name, chosen in entries.items()]
+        self._hold()
 
     @torch.no_grad()
     def _hold(self) -> None:
-        for name, mask in self._masks.items():
-            self._weights[name].masked_fill_(~mask.mask, 0.0)
+        for parameter, chosen in self._silent:
+            parameter.masked_fill_(chosen.to(parameter.device), 0.0)
+        if self._regrowth.moves:
+            for name, mask in self._masks.items():
+                self._weights[name].masked_fill_(~mask.mask, 0.0)
 
     @torch.no_grad()
     def regrow(self, step: int, steps: int, per_epoch: int) -> None:
@@ -287,7 +299,7 @@ def prune(
     """
     check_sparsity(sparsity)
     found = prunable_weights(model, include, exclude)
-    if pattern.spares_last and len(found) > 1:
+    if pattern.whole_outputs and len(found) > 1:
         found.popitem()
     if not isinstance(pattern, Weights):
         check_axes(found)

@@ -24,10 +24,11 @@ class Pattern(ABC):
     Dimension 0 of a weight is its outputs, dimension 1 its inputs, as in Conv and Linear.
 
     Attributes:
-        spares_last: the last prunable layer is left dense, for its outputs are the network's.
+        whole_outputs: outputs are removed whole. The last prunable layer is left dense, for its outputs are the
+            network's; and in fine-tuning what biases and BatchNorm would leave of an output is held at 0.
     """
 
-    spares_last: ClassVar[bool] = False
+    whole_outputs: ClassVar[bool] = False
 
     @property
     def least_sparsity(self) -> float:
@@ -202,11 +203,11 @@ class Channels(_Groups):
 
     The last prunable layer stays dense and is not counted: its outputs are the classes.
 
-    The mask takes the weights of a channel; its bias and what BatchNorm adds stay, so the channel may still be a
-    constant.
+    The mask takes the weights of a channel. In fine-tuning its bias and what BatchNorm adds are held at 0 as well, so
+    that nothing is left of it and `shrink` can take it out.
     """
 
-    spares_last: ClassVar[bool] = True
+    whole_outputs: ClassVar[bool] = True
 
     def reduce(self, importance: Tensor) -> Tensor:
         """Return (out,) means."""
