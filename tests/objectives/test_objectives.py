@@ -50,6 +50,15 @@ def kl(log_p, log_q):
     return np.mean((np.exp(log_p) * (log_p - log_q)).sum(1))
 
 
+BOUNDED = {
+    "ibp": {"kappa_end": 0.5},
+    "crown-ibp": {"beta_end": 0.5},
+    "mixtrain": {"samples": 100, "probability": 1.0},
+    "sabr": {"box": 1.0},
+    "mtl-ibp": {"alpha": 1.0},
+}
+
+
 def against(name, attack):
     """Return the objective `name` in a form that is determined by the model and draws nothing."""
     if name == "free":
@@ -58,6 +67,8 @@ def against(name, attack):
         return FastAT(eps=Eps("0"))
     if name in {"gaussian", "stability", "smoothadv", "macer", "consistency"}:
         return OBJECTIVES[name](sigma=0.0)
+    if name in BOUNDED:
+        return OBJECTIVES[name](eps=Eps("0.1"), ramp=0.0, **BOUNDED[name])
     return OBJECTIVES[name]() if name == "benign" else OBJECTIVES[name](attack=attack)
 
 

@@ -12,7 +12,7 @@ from hydraprune import sparsity
 from hydraprune.attacks import PGD, Eps
 from hydraprune.engine import AWP, Average, Distillation, Training
 from hydraprune.errors import RecipeError, UserError
-from hydraprune.objectives import MART, PGDAT, FastAT, Free, Trades
+from hydraprune.objectives import MART, MTLIBP, PGDAT, CrownIBP, FastAT, Free, MixTrain, Trades
 from hydraprune.pipeline import Data, as_dict, load, make_stage, open_project, stages
 
 ATTACK = PGD(eps=Eps("0.1"), steps=1)
@@ -23,6 +23,9 @@ OBJECTIVES = {
     "free": Free(eps=Eps("0.1"), repeats=2),
     "fast-at": FastAT(),
     "fast-at aligned": FastAT(grad_align=0.2),
+    "crown-ibp": CrownIBP(eps=Eps("0.01"), regularisation=0.5),
+    "mixtrain": MixTrain(eps=Eps("0.01"), samples=2),
+    "mtl-ibp": MTLIBP(eps=Eps("0.01"), steps=1),
 }
 OPTIONS = {
     "awp": {"awp": AWP(0.01)},
