@@ -24,7 +24,7 @@ def size(model):
 
 def pruned(model, image, sparsity=0.5, seed=0):
     """Prune channels at random and silence them, as fine-tuning does."""
-    masks = prune(model, CRITERIA["random"](), Uniform(), sparsity, seed, pattern=Channels())
+    masks = prune(model, CRITERIA["random"](), Uniform(), sparsity, seed, pattern=Channels(), image=image)
     masks.fix()
     masks.silence(model, silence(model, image))
     return model
@@ -197,7 +197,7 @@ def test_what_is_known_does_shrink(kind):
     assert (small.one.out_channels, small.two.weight.shape[0]) == (2, 4 if kind in ("scalar", "flat norm") else 2)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     st.sampled_from(["cnn_tiny", "cnn_small"]),
     st.sampled_from([0.3, 0.5, 0.8, 0.95]),
@@ -220,17 +220,19 @@ def test_shrunk_equals_masked_in_outputs_and_bounds(name, sparsity, seed, whole)
         torch.testing.assert_close(one.upper, other.upper, rtol=1e-9, atol=1e-9)
 
 
-SHARES = {"wrn_16_1": 0.5, "resnet18": 0.5, "vgg11_bn": 0.3, "cnn7": 0.3, "resnet50": 0.6, "wrn_28_4": 0.5}
-QUICK = {"wrn_16_1"}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SHARES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cnn_tiny", "cnn_small", "wrn_16_1"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50", "vgg11_bn")),
+    ],
+)
 def test_every_architecture_shrinks_through_its_norms_and_skips(name):
-    """Half of the channels of every layer: a quarter of the weights stays, and more where skips hold channels."""
+    """Half of the channels leave a quarter of the weights, and more where pixels are read and classes written."""
     model, image = network(name, (3, 64, 64) if name == "resnet50" else None)
     pruned(model, image)
     masked, small = bake(model).eval(), shrink(model, image)
-    assert size(small) < SHARES[name] * size(masked)
+    assert size(small) < 0.265 * size(masked)
     with torch.no_grad():
         torch.testing.assert_close(small(image), masked(image), rtol=1e-4, atol=1e-4)
     fresh = network(name, tuple(image.shape[1:]))[0]

@@ -109,6 +109,7 @@ def prune(
         spec.exclude,
         pattern=spec.pattern,
         probe=probe,
+        image=torch.zeros(1, *split.in_shape),
     )
     learning = masks.parameters() if spec.criterion.searches else []
     learning += weights if spec.trains_weights else []

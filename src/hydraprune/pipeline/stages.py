@@ -154,6 +154,7 @@ def prune(project: Project) -> StagePaths:
             pattern=spec.pattern,
             schedule=spec.schedule,
             probe=_probe(project, model) if spec.criterion.needs_probe else None,
+            image=torch.zeros(1, *project.dataset.in_shape),
         )
         learning = masks.parameters() if spec.criterion.searches else []
         learning += weights if spec.trains_weights else []

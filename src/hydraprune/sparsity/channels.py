@@ -174,6 +174,10 @@ class ChannelGraph:
         at = self._at[step.inputs[0] if inputs else step.node]
         return kept[self._find(at.space)].repeat_interleave(at.repeat)
 
+    def output_spaces(self) -> dict[str, int]:
+        """Return the space of the output channels of each layer, by the layer's name."""
+        return {step.module: self._find(self._at[step.node].space) for step in self.steps if step.module}
+
     def silent(self, kept: dict[int, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return which channels of each node would be 0 without what biases and norms add to nothing.
 

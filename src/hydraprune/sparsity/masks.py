@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hydraprune.sparsity.allocations import Allocation
+from hydraprune.sparsity.coupling import coupled
 from hydraprune.sparsity.criteria import Criterion, Probe
 from hydraprune.sparsity.learned import Learned, Rates
 from hydraprune.sparsity.mask import ScoredMask, has_mask
@@ -177,8 +178,8 @@ class MaskSet:
         """Put each layer's mask at random places, as many kept and of the same pattern: every criterion's control."""
         generator = torch.Generator().manual_seed(seed)
         pattern = Weights() if self._plan is None else self._plan.pattern
-        for mask in self._masks.values():
-            mask.mask.copy_(pattern.shuffled(mask.mask, generator))
+        for name, chosen in pattern.shuffled(self.as_dict(), generator).items():
+            self._masks[name].mask.copy_(chosen)
 
     def fix(self) -> None:
         """Drop the scores: from here on the masks are constants."""
@@ -280,6 +281,7 @@ def prune(
     pattern: Pattern = SINGLE,
     schedule: SparsitySchedule = AT_ONCE,
     probe: Probe | None = None,
+    image: Tensor | None = None,
 ) -> MaskSet:
     """Attach masks and set them from the criterion's initial scores. For `hydra`, training the scores comes next.
 
@@ -293,6 +295,7 @@ def prune(
         pattern: which weights go together.
         schedule: how the sparsity rises over the stage that follows; a gradual one begins with all weights.
         probe: the objective on a few batches, for criteria that need its gradients.
+        image: (1, channels, height, width), for patterns that ask which layers depend on each other.
 
     Raises:
         UserError: nothing to prune, a criterion that lacks its probe, a sparsity that cannot be had.
@@ -303,6 +306,7 @@ def prune(
         found.popitem()
     if not isinstance(pattern, Weights):
         check_axes(found)
+    pattern = coupled(pattern, model, image, found)
     weights = parameters_of(found)
     scores = score_in_rounds(model, weights, criterion, allocation, sparsity, pattern, seed, probe)
     masks = _put_scored(found, weights, scores, criterion.signed)

@@ -48,8 +48,12 @@ class Pattern(ABC):
             UserError: the pattern cannot have this sparsity.
         """
 
+    def shuffled(self, masks: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return masks of the pattern with as many kept in each layer at random places."""
+        return {name: self.shuffled_layer(mask, generator) for name, mask in masks.items()}
+
     @abstractmethod
-    def shuffled(self, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def shuffled_layer(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return a mask of the pattern with as many kept at random places."""
 
 
@@ -62,7 +66,7 @@ class Weights(Pattern):
         """Return the allocation's masks."""
         return allocation.masks(importance, sparsity)
 
-    def shuffled(self, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def shuffled_layer(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mask with its entries permuted."""
         order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
         return torch.empty_like(mask).copy_(mask.reshape(-1)[order].view(mask.shape))
@@ -111,7 +115,7 @@ class NofM(Pattern):
         counts = within(allocation.counts(left, sparsity), room)
         return {name: top_mask(tensor, counts[name]) for name, tensor in left.items()}
 
-    def shuffled(self, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def shuffled_layer(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return as many at random places that the pattern allows."""
         drawn = torch.rand(mask.shape, generator=generator).to(mask.device)
         drawn = drawn.masked_fill(~self._best(drawn), -torch.inf)
@@ -152,7 +156,7 @@ class _Groups(Pattern):
             for name, tensor in importance.items()
         }
 
-    def shuffled(self, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def shuffled_layer(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mask with its groups permuted."""
         groups = self.reduce(mask.float()) > 0
         order = torch.randperm(groups.numel(), generator=generator).to(mask.device)
@@ -201,13 +205,20 @@ class Blocks(_Groups):
 class Channels(_Groups):
     """Whole output channels (filters, hidden units).
 
-    The last prunable layer stays dense and is not counted: its outputs are the classes.
+    The last prunable layer stays dense and is not counted: its outputs are the classes. Channels that skip
+    connections add up are one channel: they go together, and count once.
 
     The mask takes the weights of a channel. In fine-tuning its bias and what BatchNorm adds are held at 0 as well, so
     that nothing is left of it and `shrink` can take it out.
+
+    Args:
+        coupled: whether layers that a skip connection adds up lose the same channels; otherwise each layer chooses
+            for itself, and few of these channels can be taken out.
     """
 
     whole_outputs: ClassVar[bool] = True
+
+    coupled: bool = True
 
     def reduce(self, importance: Tensor) -> Tensor:
         """Return (out,) means."""
