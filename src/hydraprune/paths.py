@@ -54,6 +54,11 @@ class StagePaths:
         return self.folder / "adversarial.safetensors"
 
     @property
+    def verdicts(self) -> Path:
+        """Which test images an evaluate stage found right, and robust."""
+        return self.folder / "verdicts.safetensors"
+
+    @property
     def outcome(self) -> Path:
         """Written last: a stage with this file is finished and never run again."""
         return self.folder / "outcome.json"

@@ -38,7 +38,7 @@ def by_hand(tmp_path):
 def test_every_figure_by_hand(by_hand):
     (found,) = pipeline.inspect(by_hand)
     (layer,) = found.layers
-    assert found.title == "hydra / global, 50 %"
+    assert found.title == "hydra(init=magnitude) / global, 50 %"
     assert (layer.total, layer.kept, layer.outputs, layer.dead, layer.inputs, layer.unread) == (4, 2, 2, 1, 2, 0)
     assert layer.lwm_overlap == 0.5  # magnitude keeps 3 and 2
     assert layer.entered == 0.5  # so did the scores before they were trained

@@ -1,5 +1,7 @@
 """How every architecture starts."""
 
+import math
+
 from torch import nn
 
 
@@ -18,3 +20,18 @@ def he_initialise(network: nn.Module) -> nn.Module:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     return network
+
+
+def ibp_init_(model: nn.Module) -> nn.Module:
+    """Draw every convolution's and linear layer's weight but the last one's from N(0, 2π/fan_in²), in place.
+
+    With these deviations interval bounds neither explode nor vanish from layer to layer (Shi et al. 2021, arXiv
+    2103.17268, who also halve what follows a residual sum; that is left out here).
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    ]
+    for layer in layers[:-1]:
+        fan_in = layer.weight.shape[1:].numel()
+        nn.init.normal_(layer.weight, 0.0, math.sqrt(2 * math.pi) / fan_in)
+    return model

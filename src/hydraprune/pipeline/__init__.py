@@ -5,7 +5,7 @@ from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
 from hydraprune.pipeline.labels import split as split_labels
 from hydraprune.pipeline.project import Project, open_project
-from hydraprune.pipeline.recipe import Comparison, Data, Evaluation, Model, Pruning, Recipe
+from hydraprune.pipeline.recipe import Certification, Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
     as_dict,
     from_arguments,
@@ -20,6 +20,7 @@ from hydraprune.pipeline.runs import RunResult, compare, make_stage, run
 from hydraprune.pipeline.target import Target, open_target
 
 __all__ = [
+    "Certification",
     "Comparison",
     "Data",
     "Evaluation",

@@ -88,6 +88,8 @@ def open_project(
     spec = recipe.data
     source: dict[str, Any] = {"format": STAGE_FORMAT, "data": as_dict(spec), "model": as_dict(recipe.model)}
     del source["data"]["root"]
+    if recipe.model.init == "default":
+        del source["model"]["init"]  # that the option exists changes no stage's name
     own = dataset is not None
     if dataset is None:
         # A folder of files is looked at anew each time: it may have changed, and nothing of it is in memory.

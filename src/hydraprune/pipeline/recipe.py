@@ -6,10 +6,12 @@ Below the pipeline nothing knows a recipe: each part is handed what it uses.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
 from hydraprune.engine import SGD, Hardware, Training
-from hydraprune.evaluation import AttackProtocol, Protocol
+from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
     Allocation,
@@ -60,12 +62,15 @@ class Model:
     Args:
         name: an architecture of hydraprune, or package.module:factory for your own.
         weights: a state dict (.safetensors, or .pt/.pth read without unpickling code) to start from.
+        init: default, as the network's own code has it, or ibp, for training on bounds: each prunable weight but the
+            last layer's from N(0, 2π/fan_in²) (Shi et al. 2021, arXiv 2103.17268).
         normalize: subtract the data set's mean and divide by its deviation in the first layer, so that attacks and
             certificates speak of pixels in [0, 1]. Your own factory has to do so itself.
     """
 
     name: str = "cnn_tiny"
     weights: Path | None = None
+    init: Literal["default", "ibp"] = "default"
     normalize: bool = True
 
 
@@ -115,6 +120,26 @@ class Pruning:
 
 
 @dataclass(frozen=True)
+class Certification:
+    """What is proven on the test split by bounds, in the ball of the objective.
+
+    Args:
+        method: ibp, crown-ibp, crown, alpha-crown, fast-lin or cascade; none proves nothing.
+        eps: radius in pixels of [0, 1]; none means that of the objective.
+        batch_size: images at once.
+    """
+
+    method: str = "none"
+    eps: Eps | None = None
+    batch_size: int = 100
+
+    @property
+    def on(self) -> bool:
+        """Whether something is to be proven."""
+        return self.method != "none"
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How robustness is measured, once, on the test split.
 
@@ -127,6 +152,7 @@ class Evaluation:
             benign accuracy only.
         validation_n: validation images that this takes, the first ones; none means all.
         examples: adversarial examples to keep for the report.
+        certification: what is proven besides, of the images that stood the attack where it was in the same ball.
     """
 
     protocol: AttackProtocol = Protocol()
@@ -135,6 +161,7 @@ class Evaluation:
     validation_steps: int = 10
     validation_n: int | None = 1000
     examples: int = 12
+    certification: Certification = Certification()
 
 
 @dataclass(frozen=True)
@@ -239,6 +266,7 @@ class Recipe:
             ("data.size", 1 if self.data.size is None else self.data.size, 1),
             ("hardware.data_workers", self.hardware.data_workers or 0, 0),
             ("evaluation.batch_size", self.evaluation.batch_size, 1),
+            ("evaluation.certification.batch_size", self.evaluation.certification.batch_size, 1),
             *((f"evaluation.protocol.{key}", count, 1) for key, count in self.evaluation.protocol.counts.items()),
             ("evaluation.validation_steps", self.evaluation.validation_steps, 0),
             ("evaluation.examples", self.evaluation.examples, 0),
@@ -251,6 +279,7 @@ class Recipe:
             if count < least:
                 yield f"{key} must be at least {least}, got {count}"
         yield from _axes_complaints(self.prune)
+        yield from _certification_complaints(self)
         for key in ("criteria", "allocations", "sparsities", "seeds"):
             values = getattr(self.compare, key)
             if not values or len(set(values)) < len(values):
@@ -271,6 +300,17 @@ def _axes_complaints(prune: Pruning) -> Iterator[str]:
         yield "prune.search.average would undo what prune.schedule rewinds; use one of them"
     if prune.search.select == "best" and (prune.schedule.gradual or isinstance(prune.allocation, Learned)):
         yield "prune.search.select 'best' would take an epoch that keeps more weights than asked; say 'last'"
+
+
+def _certification_complaints(recipe: Recipe) -> Iterator[str]:
+    certification = recipe.evaluation.certification
+    if certification.on and certification.method not in CERTIFIERS:
+        yield (
+            f"evaluation.certification.method '{certification.method}' is unknown; known: none, "
+            f"{', '.join(CERTIFIERS)}"
+        )
+    if certification.on and certification.eps is None and not recipe.objective.threat[1] > 0:
+        yield "evaluation.certification.eps is needed: the objective has no ball of its own"
 
 
 def _option_complaints(key: str, training: Training) -> Iterator[str]:

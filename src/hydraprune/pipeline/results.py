@@ -18,10 +18,11 @@ def dense_row(project: Project) -> dict[str, Any]:
     """Pre-train and evaluate; return the row of the dense network."""
     trained = stages.pretrain(project)
     network = stages.pretrain_stage(project)
-    evaluated = stages.evaluate(project, network, f"dense s{project.recipe.seed}")
-    places = {"pretrain": trained, "evaluate": evaluated}
+    title = f"dense s{project.recipe.seed}"
+    evaluated = stages.evaluate(project, network, title)
+    places = {"pretrain": trained, "evaluate": evaluated, **_certified(project, network, title)}
     row = _row(project, network, places, {"criterion": None, "allocation": None, "sparsity": 0.0})
-    return row | {"preserved_benign": 1.0, "preserved_robust": 1.0 if row["robust_accuracy"] else None}
+    return with_preserved(row, row)
 
 
 def pruned_row(project: Project) -> dict[str, Any]:
@@ -34,17 +35,16 @@ def pruned_row(project: Project) -> dict[str, Any]:
     }
     network = stages.finetune_stage(project)
     places["evaluate"] = stages.evaluate(project, network, stages.describe_cell(project))
+    places |= _certified(project, network, stages.describe_cell(project))
     return _row(project, network, places, asked)
 
 
 def with_preserved(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
     """Return the row with its accuracies as shares of the dense network's of the same seed (null where that is 0)."""
-    ratios = {
-        f"preserved_{kind}": row[f"{kind}_accuracy"] / dense[f"{kind}_accuracy"]
-        if dense[f"{kind}_accuracy"]
-        else None
-        for kind in ("benign", "robust")
-    }
+    ratios = {}
+    for kind in ("benign", "robust", *(["certified"] if "certified_accuracy" in row else [])):
+        whole = dense.get(f"{kind}_accuracy")
+        ratios[f"preserved_{kind}"] = row[f"{kind}_accuracy"] / whole if whole else None
     return row | ratios
 
 
@@ -82,6 +82,7 @@ def _row(
     recipe = project.recipe
     outcomes = {kind: stages.read_outcome(paths) for kind, paths in places.items()}
     evaluated = outcomes.pop("evaluate")
+    certified = outcomes.pop("certify", None)
     model = stages.load_network(project, network)
     masks = stages.load_masks(project, network)
     prunable = sparsity.prunable_weights(model, recipe.prune.include, recipe.prune.exclude)
@@ -123,11 +124,19 @@ def _row(
         "stages": {kind: str(paths.folder.relative_to(project.paths.folder)) for kind, paths in places.items()},
         "layers": layers,
     }
+    if certified is not None:
+        row["certified_accuracy"] = certified["certified_accuracy"]
+        row["certification"] = {key: value for key, value in certified.items() if key != "provenance"}
     artefact = project.paths.artefacts / artefact_name(row)
     io.make_folder(artefact.parent)
     row["size_bytes"] = export.save_compact(artefact, model, masks, project.architecture, _description(project, row))
     row["artefact"] = str(artefact.relative_to(project.paths.folder))
     return row
+
+
+def _certified(project: Project, network: stages.Stage, title: str) -> dict[str, StagePaths]:
+    on = project.recipe.evaluation.certification.on
+    return {"certify": stages.certify(project, network, title)} if on else {}
 
 
 def artefact_name(row: dict[str, Any]) -> str:
@@ -142,12 +151,12 @@ def _description(project: Project, row: dict[str, Any]) -> dict[str, Any]:
     recipe = project.recipe
     network = stages.network_description(project)
     del network["architecture"]
-    measured = ("benign_accuracy", "robust_accuracy", "n", "attack", "norm", "eps", "eps_text")
+    measured = ("benign_accuracy", "robust_accuracy", "certified_accuracy", "n", "attack", "norm", "eps", "eps_text")
     return {
         "name": recipe.name,
         **network,
         "recipe": _differences(as_dict(recipe), as_dict(Recipe())),
-        "measured": {key: row[key] for key in measured},
+        "measured": {key: row[key] for key in measured if key in row},
         "pruned": {key: row[key] for key in ("criterion", "allocation", "sparsity", "seed")},
     }
 

@@ -1,6 +1,6 @@
 """The stages as values: a description whose hash names a folder, and the work that fills it once.
 
-    pretrain -> prune -> finetune -> evaluate
+    pretrain -> prune -> finetune -> evaluate -> certify
 
 A stage asks whether it is finished and returns; else it goes on from its checkpoint. `outcome.json` is written last.
 """
@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hydraprune import data as datasets
-from hydraprune import evaluation, io, sparsity
-from hydraprune.attacks import PGD
+from hydraprune import evaluation, io, models, sparsity
+from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Batches
 from hydraprune.engine import Training, Work, check_stop, train
 from hydraprune.errors import UserError
-from hydraprune.evaluation import Protocol
+from hydraprune.evaluation import NormName, Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
 from hydraprune.pipeline.labels import axes_of, cell_name
@@ -40,7 +40,7 @@ class Stage:
     """One step of a run.
 
     Attributes:
-        kind: pretrain, prune, finetune or evaluate.
+        kind: pretrain, prune, finetune, evaluate or certify.
         description: all that determines its result, as JSON values; the parent stage is in it by its key.
     """
 
@@ -100,9 +100,22 @@ def finetune_stage(project: Project) -> Stage:
 def evaluate_stage(project: Project, network: Stage) -> Stage:
     """Describe the evaluation of a network on the test split."""
     measured = as_dict(project.recipe.evaluation)
-    del measured["validation_steps"], measured["validation_n"]
+    del measured["validation_steps"], measured["validation_n"], measured["certification"]
     measured["protocol"] = project.recipe.evaluation.protocol.describe()
     return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
+
+
+def certify_stage(project: Project, network: Stage) -> Stage:
+    """Describe the certification of a network on the test split; the evaluation says which images stood."""
+    norm, eps = certified_ball(project)
+    what = {"method": project.recipe.evaluation.certification.method, "norm": norm, "eps": eps.text}
+    return Stage("certify", {"parent": evaluate_stage(project, network).key, "certification": what})
+
+
+def certified_ball(project: Project) -> tuple[NormName, Eps]:
+    """Return the ball that is certified."""
+    norm, eps = project.recipe.objective.threat
+    return "l2" if norm == "l2" else "linf", project.recipe.evaluation.certification.eps or eps
 
 
 def _described_training(training: Training) -> dict[str, Any]:
@@ -217,6 +230,8 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             check=check_stop,
         )
         _write_examples(paths, result.examples, project.dataset.class_names)
+        verdicts = {"benign": result.benign.to(torch.uint8), "robust": result.robust.to(torch.uint8)}
+        io.write_bytes(paths.verdicts, save(verdicts))
         benign_interval, robust_interval = result.intervals(len(project.dataset.test))
         return {
             "benign_accuracy": result.benign_accuracy,
@@ -231,6 +246,47 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
         }
 
     return _make(project, evaluate_stage(project, network), work)
+
+
+def certify(project: Project, network: Stage, title: str) -> StagePaths:
+    """Prove what can be proven of the test images of an evaluated network."""
+    recipe, spec = project.recipe, project.recipe.evaluation.certification
+    evaluated = evaluate(project, network, title)
+
+    def work(paths: StagePaths) -> dict[str, Any]:
+        model = load_network(project, network)
+        norm, eps = certified_ball(project)
+        standing = _standing(evaluated, len(project.test), recipe.evaluation.protocol.threat == (norm, eps))
+        outcome: dict[str, Any] = {"method": spec.method, "norm": norm, "eps": float(eps), "eps_text": eps.text}
+        outcome |= {"n": len(project.test), "certified": 0, "undecided": 0, "dtype": "float32", "seconds": 0.0}
+        if len(standing):
+            result = evaluation.certify(
+                project.fabric.to_device(model),
+                project.test.take(standing),
+                eps,
+                method=spec.method,
+                norm=norm,
+                batch_size=spec.batch_size,
+                seed=recipe.seed,
+                device=project.fabric.device,
+                workers=recipe.hardware.workers,
+                state=paths.checkpoint,
+                progress=project.progress,
+                title=f"certify {title}",
+                check=check_stop,
+            )
+            found = result.summary()
+            outcome |= {key: found[key] for key in ("certified", "undecided", "dtype", "seconds")}
+        return outcome | {"certified_accuracy": outcome["certified"] / outcome["n"]}
+
+    return _make(project, certify_stage(project, network), work)
+
+
+def _standing(evaluated: StagePaths, n: int, same_ball: bool) -> Tensor:
+    """Return the places of the images that are worth a proof: those that stood the attack, if it was in this ball."""
+    if not evaluated.verdicts.exists():
+        return torch.arange(n)
+    return torch.nonzero(load_file(evaluated.verdicts)["robust" if same_ball else "benign"]).flatten()
 
 
 def load_network(project: Project, network: Stage) -> nn.Module:
@@ -270,7 +326,10 @@ def describe_cell(project: Project) -> str:
 def _fresh(project: Project) -> nn.Module:
     """Build the network from the recipe's seed, in the memory format of the recipe."""
     torch.manual_seed(project.recipe.seed)
-    return project.recipe.hardware.place(project.build())
+    model = project.build()
+    if project.recipe.model.init == "ibp":
+        models.ibp_init_(model)
+    return project.recipe.hardware.place(model)
 
 
 def _train(

@@ -72,6 +72,18 @@ class Group:
         return Spread.of(known) if known else None
 
     @property
+    def certified(self) -> Spread | None:
+        """Accuracy that is proven; None where it was not asked for."""
+        known = [row.certified for row in self.rows if row.certified is not None]
+        return Spread.of(known) if known else None
+
+    @property
+    def preserved_certified(self) -> Spread | None:
+        """Mean over seeds of certified accuracy / that of the dense network; None where there is none."""
+        known = [row.preserved_certified for row in self.rows if row.preserved_certified is not None]
+        return Spread.of(known) if known else None
+
+    @property
     def byte_ratio(self) -> float:
         """Mean over seeds of the dense file's bytes / this file's bytes."""
         return self.over(lambda row: row.dense_size_bytes / row.size_bytes).mean

@@ -48,7 +48,7 @@ class Row:
 
     A dense network has no criterion. `criterion` and `allocation` tell settings apart, `hydra(init=random)`, and
     `variant` says what else is not as usual: pattern, schedule, regrowth, shuffled masks. `preserved_*` is None where
-    the dense network's accuracy is 0.
+    the dense network's accuracy is 0. `certified` is None where nothing was certified; else `certified_by` says how.
     The 95 % intervals, (low, high), are None where all test images were measured.
     """
 
@@ -65,6 +65,9 @@ class Row:
     robust_interval: tuple[float, float] | None
     preserved_benign: float | None
     preserved_robust: float | None
+    certified: float | None
+    certified_by: str | None
+    preserved_certified: float | None
     weights_total: int
     weights_kept: int
     size_bytes: int
@@ -160,6 +163,9 @@ def _row(record: Record) -> Row:
         robust_interval=_interval(record, "confidence_interval"),
         preserved_benign=_optional_number(record, "preserved_benign"),
         preserved_robust=_optional_number(record, "preserved_robust"),
+        certified=_share(record, "certified_accuracy"),
+        certified_by=_certification(record),
+        preserved_certified=_optional_number(record, "preserved_certified"),
         weights_total=record.integer("weights_total", 1),
         weights_kept=record.integer("weights_kept"),
         size_bytes=record.integer("size_bytes", 1),
@@ -231,6 +237,19 @@ def _optional_text(record: Record, key: str) -> str | None:
 
 def _optional_number(record: Record, key: str) -> float | None:
     return record.number(key, 0) if key in record else None
+
+
+def _share(record: Record, key: str) -> float | None:
+    return record.number(key, 0, 1) if key in record else None
+
+
+def _certification(record: Record) -> str | None:
+    """Return in a few words what a certified accuracy was certified by."""
+    if "certification" not in record:
+        return None
+    found = record.record("certification")
+    n = found.integer("n", 1)
+    return f"{found.text('method')}, {found.text('norm')}, ε = {found.text('eps_text')}, {n:,} test images"
 
 
 def _scalars(record: Record) -> tuple[tuple[str, str], ...]:

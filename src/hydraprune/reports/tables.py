@@ -47,6 +47,7 @@ class Table:
 def main_table(groups: Sequence[Group]) -> Table:
     """Return the means over seeds, dense first; each row names its evaluation where there are several."""
     several = len({group.evaluation for group in groups}) > 1
+    proven = any(group.certified for group in groups)
     columns = (
         Column("network", numeric=False),
         *([Column("attack", numeric=False)] if several else []),
@@ -54,18 +55,19 @@ def main_table(groups: Sequence[Group]) -> Table:
         Column("robust %"),
         Column("benign %"),
         Column("preserved robust %"),
+        *([Column("certified %"), Column("preserved certified %")] if proven else []),
         Column("size"),
         Column("smaller"),
         Column("weights kept"),
         Column("delivered sparsity %"),
         Column("seeds"),
     )
-    rows = tuple(_group_cells(group, several) for group in groups)
+    rows = tuple(_group_cells(group, several, proven) for group in groups)
     starts = (i for i in range(1, len(groups)) if groups[i].block != groups[i - 1].block)
     return Table(columns, rows, frozenset(starts))
 
 
-def _group_cells(group: Group, several: bool) -> tuple[Cell, ...]:
+def _group_cells(group: Group, several: bool, proven: bool) -> tuple[Cell, ...]:
     return (
         Cell(group.network),
         *([Cell(group.evaluation.name)] if several else []),
@@ -73,6 +75,7 @@ def _group_cells(group: Group, several: bool) -> tuple[Cell, ...]:
         Cell(percent(group.robust), marked=group.best),
         Cell(percent(group.benign)),
         Cell(percent(group.preserved_robust)),
+        *([Cell(percent(group.certified)), Cell(percent(group.preserved_certified))] if proven else []),
         Cell(file_size(group.over(lambda row: row.size_bytes).mean)),
         Cell(ratio(group.byte_ratio)),
         Cell(f"{group.over(lambda row: row.weights_kept).mean:,.0f}"),
@@ -145,6 +148,7 @@ def share_percent(share: float | None) -> str:
 def details_table(results: Results) -> Table:
     """Return every network with its seed, exact numbers and artefact."""
     several = len({row.evaluation for row in results.rows}) > 1
+    proven = any(row.certified is not None for row in results.rows)
     columns = (
         Column("network", numeric=False),
         Column("sparsity %"),
@@ -154,6 +158,7 @@ def details_table(results: Results) -> Table:
         Column("robust %"),
         Column("preserved benign %"),
         Column("preserved robust %"),
+        *([Column("certified %")] if proven else []),
         Column("weights kept"),
         Column("of"),
         Column("bytes"),
@@ -161,10 +166,10 @@ def details_table(results: Results) -> Table:
         Column("evaluation s"),
         Column("artefact", numeric=False),
     )
-    return Table(columns, tuple(_row_cells(row, several) for row in results.rows))
+    return Table(columns, tuple(_row_cells(row, several, proven) for row in results.rows))
 
 
-def _row_cells(row: Row, several: bool) -> tuple[Cell, ...]:
+def _row_cells(row: Row, several: bool, proven: bool) -> tuple[Cell, ...]:
     return (
         Cell(row.network),
         Cell(sparsity_percent(row.sparsity)),
@@ -174,6 +179,7 @@ def _row_cells(row: Row, several: bool) -> tuple[Cell, ...]:
         Cell(with_interval(row.robust, row.robust_interval)),
         Cell(percent(row.preserved_benign, 2)),
         Cell(percent(row.preserved_robust, 2)),
+        *([Cell(percent(row.certified, 2))] if proven else []),
         Cell(f"{row.weights_kept:,}"),
         Cell(f"{row.weights_total:,}"),
         Cell(f"{row.size_bytes:,}"),

@@ -18,6 +18,10 @@ from hydraprune.reports.load import Evaluation, Results, Row, network_name
 NOTHING = "–"
 NEARLY_ALL = 0.95
 UNFINISHED = "The run is not complete: more networks will come, and the verdict may change."
+CERTIFIED = (
+    "the share of test images that are classified rightly and proven to stay so in the whole ball, rounding "
+    "included; a lower bound on the true robust accuracy"
+)
 EMPIRICAL_PROTOCOLS = frozenset({"pgd", "autoattack"})
 
 
@@ -181,6 +185,9 @@ def facts(results: Results, groups: Sequence[Group]) -> list[tuple[str, str]]:
         found.append((f"Attack{number}", _attack(evaluation)))
         found.append((f"Test images{number}", f"{evaluation.n:,}"))
     found.append(("What robust accuracy means", _guarantee(evaluations)))
+    certified = dict.fromkeys(row.certified_by for row in results.rows if row.certified_by is not None)
+    if certified:
+        found.append(("Certified", f"{CERTIFIED} ({'; '.join(certified)})"))
     dense = dense_of(groups)
     if dense is not None:
         weights = f"{dense.rows[0].weights_total:,} prunable weights"
