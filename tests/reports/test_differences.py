@@ -109,6 +109,25 @@ def test_every_form_of_the_report_has_the_differences(row, results, tmp_path):
     assert "Which differences exceed the noise" not in render_markdown(alone)
 
 
+def test_certified_accuracies_are_compared_too_where_there_are_some(row, results, tmp_path):
+    def certified(values, criterion):
+        rows = by_seed(row, (0.7, 0.8, 0.9), criterion)
+        by = {"method": "ibp", "norm": "linf", "eps_text": "0.1", "n": 100}
+        return [
+            entry | ({} if value is None else {"certified_accuracy": value, "certification": by})
+            for entry, value in zip(rows, values, strict=True)
+        ]
+
+    made = results(certified((0.5, 0.51, None), "hydra") + certified((0.3, 0.3, 0.9), "lwm"))
+    groups = group_rows(parse_results(made, "results").rows)
+    (found,) = differences(groups, "certified")
+    assert (found.better.network, found.seeds) == ("hydra erk", 2)
+    assert found.mean == pytest.approx(0.205)
+    text = render_markdown(parse_results(made, "results"))
+    assert "differences in certified accuracy" in text
+    assert "by points of certified accuracy" in render_html(parse_results(made, "results"), tmp_path)
+
+
 def test_patterns_schedules_regrowth_and_controls_are_told_apart(row, results):
     made = by_seed(row, (0.7, 0.8)) + by_seed(row, (0.6, 0.7), pattern="n-of-m(n=1)", shuffled=True)
     made += by_seed(row, (0.5, 0.5), pattern="weights", schedule="cubic", regrowth="rigl", shuffled=False)

@@ -5,17 +5,19 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Literal
 
 from scipy.special import stdtr, stdtrit
 
 from hydraprune.reports.aggregate import Group
 
 LEVEL = 0.05
+Measure = Literal["robust", "certified"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean robust accuracy of `better` less that of `worse`, over the seeds that both have; a fraction.
+    """Mean accuracy of `better` less that of `worse`, over the seeds that both have; a fraction.
 
     The noise is that of training anew with another seed. All networks see the same test images, so nothing is said of
     other images.
@@ -43,10 +45,10 @@ class Difference:
         return "yes" if self.p < LEVEL else "alone" if self.p_alone < LEVEL else "no"
 
 
-def difference(one: Group, other: Group) -> Difference | None:
-    """Compare two groups of one evaluation and sparsity; None where they share fewer than two seeds."""
-    robust = {row.seed: row.robust for row in other.rows}
-    pairs = [row.robust - robust[row.seed] for row in one.rows if row.seed in robust]
+def difference(one: Group, other: Group, measure: Measure = "robust") -> Difference | None:
+    """Compare two groups of one evaluation and sparsity; None where they share fewer than two measured seeds."""
+    ours, theirs = (_by_seed(group, measure) for group in (one, other))
+    pairs = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
     count = len(pairs)
     if count < 2:
         return None
@@ -59,7 +61,17 @@ def difference(one: Group, other: Group) -> Difference | None:
     return Difference(better, worse, count, abs(mean), float(stdtrit(count - 1, 1 - LEVEL / 2)) * error, p, p)
 
 
-def differences(groups: Sequence[Group]) -> tuple[Difference, ...]:
+def measures(groups: Sequence[Group]) -> tuple[Measure, ...]:
+    """Return what the groups were measured by: robust accuracy, and certified where any network has one."""
+    return ("robust", "certified") if any(group.certified for group in groups) else ("robust",)
+
+
+def _by_seed(group: Group, measure: Measure) -> dict[int, float]:
+    values = {row.seed: row.robust if measure == "robust" else row.certified for row in group.rows}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def differences(groups: Sequence[Group], measure: Measure = "robust") -> tuple[Difference, ...]:
     """Compare all pruned groups of equal sparsity that differ in one thing only: criterion, allocation or variant.
 
     Only so does a comparison say what the difference is due to; p-values are corrected for their number.
@@ -67,7 +79,7 @@ def differences(groups: Sequence[Group]) -> tuple[Difference, ...]:
     found = []
     for one, other in combinations([group for group in groups if not group.dense], 2):
         alike = sum(a == b for a, b in zip(one.way, other.way, strict=True))
-        if one.block == other.block and alike == len(one.way) - 1 and (compared := difference(one, other)):
+        if one.block == other.block and alike == len(one.way) - 1 and (compared := difference(one, other, measure)):
             found.append(compared)
     return _corrected(found)
 

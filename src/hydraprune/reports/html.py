@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from hydraprune.reports.aggregate import Group, group_rows
-from hydraprune.reports.differences import differences
+from hydraprune.reports.differences import differences, measures
 from hydraprune.reports.load import Results
 from hydraprune.reports.markup import description_list, escape, html_table, paragraph, section
 from hydraprune.reports.panels import (
@@ -97,14 +97,17 @@ def _differences(primary: Sequence[Group]) -> list[str]:
     """Return the section on noise for a comparison; nothing where there is only one way of pruning."""
     if len({group.way for group in primary if not group.dense}) < 2:
         return []
-    found = differences(primary)
-    body = paragraph(noise_note(found))
-    table = difference_table(found)
-    if table is not None:
-        opened = " open" if len(found) <= MOST_ROWS_OPEN else ""
-        drawn = html_table(table, "Differences in robust accuracy, and whether they exceed the noise of the seeds")
-        body += f"\n<details{opened}>\n<summary>The comparisons</summary>\n{drawn}\n</details>"
-    return [section("Which differences exceed the noise", body)]
+    parts = []
+    for measure in measures(primary):
+        found = differences(primary, measure)
+        parts.append(paragraph(noise_note(found, measure)))
+        table = difference_table(found, measure)
+        if table is not None:
+            opened = " open" if len(found) <= MOST_ROWS_OPEN else ""
+            title = f"Differences in {measure} accuracy, and whether they exceed the noise of the seeds"
+            summary = f"The comparisons of {measure} accuracy"
+            parts.append(f"<details{opened}>\n<summary>{summary}</summary>\n{html_table(table, title)}\n</details>")
+    return [section("Which differences exceed the noise", "\n".join(parts))]
 
 
 def _warnings(sentences: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydraprune.reports.aggregate import Group, ranking_at_highest_sparsity
-from hydraprune.reports.differences import Difference
+from hydraprune.reports.differences import Difference, Measure
 from hydraprune.reports.load import Results, Row
 from hydraprune.reports.wording import (
     NOTHING,
@@ -84,7 +84,7 @@ def _group_cells(group: Group, several: bool, proven: bool) -> tuple[Cell, ...]:
     )
 
 
-def difference_table(found: Sequence[Difference]) -> Table | None:
+def difference_table(found: Sequence[Difference], measure: Measure = "robust") -> Table | None:
     """Return the differences between networks beside the noise of the seeds; None if there is nothing to compare."""
     if not found:
         return None
@@ -92,7 +92,7 @@ def difference_table(found: Sequence[Difference]) -> Table | None:
         Column("sparsity %"),
         Column("better", numeric=False),
         Column("than", numeric=False),
-        Column("by points of robust accuracy"),
+        Column(f"by points of {measure} accuracy"),
         Column("seeds"),
         Column("p"),
         Column("exceeds the noise", numeric=False),

@@ -12,7 +12,7 @@ from hydraprune.reports.aggregate import (
     ranking_at_highest_sparsity,
     smallest_that_keeps,
 )
-from hydraprune.reports.differences import LEVEL, Difference, difference
+from hydraprune.reports.differences import LEVEL, Difference, Measure, difference
 from hydraprune.reports.load import Evaluation, Results, Row, network_name
 
 NOTHING = "–"
@@ -143,7 +143,7 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def noise_note(found: Sequence[Difference]) -> str:
+def noise_note(found: Sequence[Difference], measure: Measure = "robust") -> str:
     """Return what the table of differences is, and what came out; one sentence where there is nothing to compare."""
     if not found:
         return (
@@ -154,8 +154,8 @@ def noise_note(found: Sequence[Difference]) -> str:
     seeds = sorted({one.seeds for one in found})
     pairs = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return (
-        f"{sure} of {len(found)} differences in robust accuracy exceed the noise of the seeds. Compared are networks "
-        f"that differ in one thing only, paired over {pairs} seeds: the mean of the differences with its 95 % "
+        f"{sure} of {len(found)} differences in {measure} accuracy exceed the noise of the seeds. Compared are "
+        f"networks that differ in one thing only, paired over {pairs} seeds: the mean of the differences with its 95 % "
         f"interval, and the p-value of a paired t-test after Holm's correction for {len(found)} "
         f"comparison{'s' * (len(found) > 1)}. “Alone” is one that would pass if it were the only comparison. Seeds "
         "change initialisation, order and attacks; the test images are always the same. With few seeds only large "
