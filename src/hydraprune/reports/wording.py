@@ -155,8 +155,8 @@ def noise_note(found: Sequence[Difference], measure: Measure = "robust") -> str:
     pairs = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return (
         f"{sure} of {len(found)} differences in {measure} accuracy exceed the noise of the seeds. Compared are "
-        f"networks that differ in one thing only, paired over {pairs} seeds: the mean of the differences with its 95 % "
-        f"interval, and the p-value of a paired t-test after Holm's correction for {len(found)} "
+        f"networks that differ in one thing only, paired over {pairs} seeds: the mean of the differences with its "
+        f"95 % interval, and the p-value of a paired t-test after Holm's correction for {len(found)} "
         f"comparison{'s' * (len(found) > 1)}. “Alone” is one that would pass if it were the only comparison. Seeds "
         "change initialisation, order and attacks; the test images are always the same. With few seeds only large "
         "differences can pass: “no” does not mean that there is none."
