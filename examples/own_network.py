@@ -6,6 +6,7 @@ from torch import nn
 
 import hydraprune as hp
 from hydraprune.attacks import PGD, Eps
+from hydraprune.engine import SGD, Training
 from hydraprune.objectives import Trades
 from hydraprune.sparsity import Global, Hydra
 
@@ -24,8 +25,11 @@ network = nn.Sequential(
 )  # fmt: skip
 
 recipe = hp.Recipe(
-    objective=Trades(beta=6, attack=PGD(eps=Eps("0.1"), steps=5)),
-    prune=hp.Pruning(criterion=Hydra(), allocation=Global(), sparsity=0.95),
+    objective=Trades(beta=6, attack=PGD(eps=Eps("0.1"), steps=2)),
+    pretrain=Training(epochs=8),
+    prune=hp.Pruning(criterion=Hydra(), allocation=Global(), sparsity=0.95, search=Training(4, optimiser=SGD(lr=1))),
+    finetune=Training(epochs=6),
+    evaluation=hp.Evaluation(n=200),
 )
 result = hp.run(recipe, out="runs/mine", model=network, dataset=data)
 

@@ -31,8 +31,8 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     from torch import nn  # noqa: PLC0415
 
     monkeypatch.chdir(tmp_path)
-    images = torch.randint(0, 256, (80, 1, 6, 6), dtype=torch.uint8)
-    labels = torch.arange(80) % 2
+    images = torch.randint(0, 256, (20, 1, 6, 6), dtype=torch.uint8)
+    labels = torch.arange(20) % 2
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     names = {"class_names": ("a", "b"), "network": network}
     for split in ("train", "test"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hydraprune.engine import Hardware, available_cores
+from hydraprune.engine import Hardware, available_cores, default_threads
 from hydraprune.errors import UserError
 
 
@@ -13,9 +13,18 @@ def test_threads_are_set():
     assert torch.get_num_threads() == 1
 
 
-def test_no_thread_count_means_every_core_that_this_process_may_use():
+def test_no_thread_count_means_every_core_that_this_process_may_use(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     Hardware("cpu").fabric()
     assert torch.get_num_threads() == available_cores() >= 1
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("0", None), ("2,1", None), ("", None)])
+def test_or_what_the_environment_says(monkeypatch, asked, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert default_threads() == (threads or available_cores())
+    Hardware("cpu", threads=1).fabric()
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -50,7 +50,7 @@ class Options(TargetOptions):
         accelerator: auto, cpu or cuda.
         precision: smoothing: fp32 or bf16; the certificate is that of the network in this precision.
         channels_last: smoothing: NHWC memory format, faster for convolutional networks.
-        threads: CPU threads; 0 takes every core.
+        threads: CPU threads; 0 takes OMP_NUM_THREADS or else every core.
         json: print one JSON object on stdout instead of a table.
     """
 

@@ -44,7 +44,7 @@ class Options(TargetOptions):
         save_adversarial: a .safetensors file for every adversarial example that counted.
         model_card: a .json file for a model card in the form of RobustBench.
         accelerator: auto, cpu or cuda.
-        threads: CPU threads; 0 takes every core.
+        threads: CPU threads; 0 takes OMP_NUM_THREADS or else every core.
         workers: processes that decode image files; images in memory need none.
         json: print one JSON object on stdout instead of a table.
     """

@@ -1,7 +1,7 @@
 """The engine: one training loop, one checkpointable state, optimisers and schedules as values, Fabric below."""
 
 from hydraprune.engine.averaging import Average, RunningAverage, recalibrate
-from hydraprune.engine.hardware import Hardware, available_cores
+from hydraprune.engine.hardware import Hardware, available_cores, default_threads
 from hydraprune.engine.loop import train
 from hydraprune.engine.optimisers import OPTIMISERS, SGD, Adam, Optimiser
 from hydraprune.engine.perturbation import AWP
@@ -28,6 +28,7 @@ __all__ = [
     "Work",
     "available_cores",
     "check_stop",
+    "default_threads",
     "graceful",
     "recalibrate",
     "request_stop",

@@ -23,7 +23,7 @@ class Hardware:
         accelerator: "auto" takes a GPU where there is one; or "cpu", "cuda".
         precision: "32-true", or "bf16-mixed" for bfloat16 convolutions and float32 weights.
         channels_last: NHWC memory format, faster for convolutional networks on most devices.
-        threads: CPU threads; 0 takes every core that this process may use.
+        threads: CPU threads; 0 takes OMP_NUM_THREADS, or every core where that is not set.
         data_workers: processes that decode image files ahead of training; none takes one for each thread, 0 decodes
             in the training process. Data sets in memory need none.
     """
@@ -37,11 +37,11 @@ class Hardware:
     @property
     def workers(self) -> int:
         """The number of processes that decode image files."""
-        return (self.threads or available_cores()) if self.data_workers is None else self.data_workers
+        return (self.threads or default_threads()) if self.data_workers is None else self.data_workers
 
     def fabric(self) -> Fabric:
         """Set the thread count and return Fabric on one device; `UserError` where the accelerator is not there."""
-        torch.set_num_threads(self.threads or available_cores())
+        torch.set_num_threads(self.threads or default_threads())
         plugin = _MixedBfloat16() if self.precision == "bf16-mixed" else Precision()
         try:
             fabric = Fabric(accelerator=self.accelerator, devices=1, plugins=plugin)
@@ -78,3 +78,12 @@ class _MixedBfloat16(Precision):
 def available_cores() -> int:
     """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Return OMP_NUM_THREADS where it is set, as schedulers of clusters do, else every core of this process.
+
+    Several processes with a thread a core each wait for each other at every operation, many times slower than alone.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else available_cores()

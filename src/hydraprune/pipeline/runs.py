@@ -17,7 +17,7 @@ from torch import nn
 from hydraprune import export, io
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Dataset
-from hydraprune.engine import available_cores
+from hydraprune.engine import available_cores, default_threads
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import results, stages
@@ -129,7 +129,7 @@ def compare(
     cells = list(_cells(recipe))
     own = model is not None or dataset is not None
     count = 1 if own else _jobs(jobs, recipe, len(cells))
-    threads = recipe.hardware.threads or max(1, available_cores() // count)
+    threads = recipe.hardware.threads or max(1, default_threads() // count)
     recipe = replace(recipe, hardware=replace(recipe.hardware, threads=threads))
     paths = RunPaths(io.make_folder(Path(out)))
     origin = provenance(recipe.hardware, threads) | {"jobs": count}
