@@ -3,7 +3,7 @@
 OUT/
   recipe.yaml         the recipe as it was run, every default written out
   results.json        one row for each network evaluated
-  report.md, report.html
+  report.md, report.html, inspection.html
   artefacts/          compact networks, one file each
   stages/KIND-HASH/   one folder for each stage; HASH is the content hash of all that determines it
 """
@@ -89,6 +89,11 @@ class RunPaths:
     def report_html(self) -> Path:
         """The report as one self-contained page."""
         return self.folder / "report.html"
+
+    @property
+    def inspection_html(self) -> Path:
+        """Which weights were kept, as one self-contained page."""
+        return self.folder / "inspection.html"
 
     @property
     def artefacts(self) -> Path:

@@ -190,7 +190,7 @@ def test_an_update_computes_masks_once_however_many_passes_an_attack_makes(run, 
         masks.fix()
     updates, forwards, evaluations = [], [], []
     real = MaskSet.update
-    monkeypatch.setattr(MaskSet, "update", lambda self: (updates.append(1), real(self)))
+    monkeypatch.setattr(MaskSet, "update", lambda self, *at: (updates.append(1), real(self, *at)))
     model.register_forward_hook(lambda *_: forwards.append(1))
     for module in model.modules():
         if isinstance(module, ScoredMask):

@@ -161,5 +161,5 @@ def test_whole_numbers_from_python_hash_like_those_of_a_file():
 
 def test_as_dict_is_plain_json_with_names_of_alternatives():
     described = as_dict(Recipe(prune=replace(Recipe().prune, allocation=Global(min_kept=2))))
-    assert described["prune"]["allocation"] == {"name": "global", "min_kept": 2}
+    assert described["prune"]["allocation"] == {"name": "global", "min_kept": 2, "min_per_output": 0}
     assert described["objective"]["attack"]["eps"] == "0.1"

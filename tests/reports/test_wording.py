@@ -71,11 +71,24 @@ def test_verdict_is_computed_from_the_rows(row, results):
 
 
 @pytest.mark.parametrize(
-    ("second", "said"), [((0.71, 0.70, 0.69), "6.0 points less."), ((0.80, 0.70, 0.75), "is within the spread")]
+    ("second", "said"),
+    [
+        ((0.71, 0.70, 0.69), "6.0 points exceeds the noise of the seeds (3 pairs, p = 0.035)."),
+        ((0.80, 0.70, 0.75), "1.0 points is within the noise of the seeds (3 pairs, p = 0.79)."),
+    ],
 )
 def test_verdict_does_not_sell_noise_as_a_lead(row, results, second, said):
     rows = [row("hydra", "erk", 0.9, i, robust=value) for i, value in enumerate((0.75, 0.76, 0.77))]
     rows += [row("lwm", "erk", 0.9, i, robust=value) for i, value in enumerate(second)]
+    assert said in verdict(parsed(results(rows))[1])
+
+
+def test_the_lead_of_the_best_of_many_is_corrected_for_their_number(row, results):
+    networks = {"hydra": (0.75, 0.76, 0.77), "lwm": (0.71, 0.70, 0.69), "snip": (0.5, 0.5, 0.6), "random": (0.1,) * 3}
+    rows = [
+        row(name, "erk", 0.9, i, robust=value) for name, found in networks.items() for i, value in enumerate(found)
+    ]
+    said = "is within the noise of the seeds (3 pairs, p = 0.11 after correction for 3 rivals)."
     assert said in verdict(parsed(results(rows))[1])
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("export", "a network as compact artefact, dense state dict or ONNX"),
     "predict": ("predict", "classes of image files, or of test images by a smoothed network, with abstention"),
     "import": ("import_", "a checkpoint of the original HYDRA code as a run folder"),
+    "inspect": ("inspect", "which weights pruning kept, layer by layer, beside magnitude's choice"),
     "report": ("show", "write the report of a run folder anew"),
     "status": ("show", "what is finished in a run folder and what is not"),
     "data": ("data", "list data sets, download them or verify their files"),

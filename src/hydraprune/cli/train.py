@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -20,6 +20,17 @@ from hydraprune.pipeline import Recipe, RunResult
 from hydraprune.pipeline.runs import StageName
 
 T = TypeVar("T")
+
+GRID: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "criteria": ("Criteria to compare, such as hydra,lwm,random or hydra(init=random)", str),
+    "allocations": ("Allocations to compare, such as uniform,global", str),
+    "sparsities": ("Sparsities to compare, such as 0.9,0.95,0.99", float),
+    "seeds": ("Seeds to run, such as 0,1,2", int),
+    "patterns": ("Patterns to compare, such as weights,n-of-m(n=1, m=4)", str),
+    "schedules": ("Schedules of sparsity to compare, such as one-shot,cubic", str),
+    "regrowths": ("Regrowths to compare, such as fixed,rigl", str),
+}
+"""The lists of `compare`: what each is, and how one of its values is read."""
 
 DESCRIPTION = """Give a recipe as YAML, options of the same names, or both: options win. Without a recipe the
 values are those of the job on digits. A command that was stopped goes on where it was when it is given again."""
@@ -38,12 +49,8 @@ def command(name: str, words: Sequence[str]) -> int:
         "--checkpoint_every", type=float, default=60.0, help="Seconds between two savings of an unfinished stage."
     )
     if name == "compare":
-        parser.add_argument(
-            "--criteria", help="Criteria to compare, such as hydra,lwm,random (default: the recipe's)."
-        )
-        parser.add_argument("--allocations", help="Allocations to compare, such as uniform,global.")
-        parser.add_argument("--sparsities", help="Sparsities to compare, such as 0.9,0.95,0.99.")
-        parser.add_argument("--seeds", help="Seeds to run, such as 0,1,2.")
+        for key, (about, _) in GRID.items():
+            parser.add_argument(f"--{key}", help=f"{about} (default: the recipe's).")
         parser.add_argument(
             "--jobs", default="1", help="Networks at once, in processes of their own; auto means one a core."
         )
@@ -51,7 +58,7 @@ def command(name: str, words: Sequence[str]) -> int:
     with graceful(), TerminalProgress() as progress:
         if name in {"run", "compare"}:
             if name == "compare":
-                recipe = with_grid(recipe, others.criteria, others.allocations, others.sparsities, others.seeds)
+                recipe = with_grid(recipe, {key: getattr(others, key) for key in GRID})
                 result = pipeline.compare(
                     recipe,
                     others.out,
@@ -77,19 +84,12 @@ def command(name: str, words: Sequence[str]) -> int:
     return 0
 
 
-def with_grid(
-    recipe: Recipe, criteria: str | None, allocations: str | None, sparsities: str | None, seeds: str | None
-) -> Recipe:
+def with_grid(recipe: Recipe, given: Mapping[str, str | None]) -> Recipe:
     """Return the recipe with the comma-separated lists that were given in its grid; `UserError` for a bad one."""
     grid = recipe.compare
-    for key, text, read in (
-        ("criteria", criteria, str),
-        ("allocations", allocations, str),
-        ("sparsities", sparsities, float),
-        ("seeds", seeds, int),
-    ):
+    for key, text in given.items():
         if text is not None:
-            grid = dataclasses.replace(grid, **{key: _list(key, text, cast("Callable[[str], Any]", read))})
+            grid = dataclasses.replace(grid, **{key: _list(key, text, GRID[key][1])})
     recipe = dataclasses.replace(recipe, compare=grid)
     if complaints := recipe.complaints():
         raise RecipeError("command line", complaints)
@@ -98,7 +98,7 @@ def with_grid(
 
 def _list(key: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
     try:
-        return tuple(read(part.strip()) for part in text.strip("[]").split(","))
+        return tuple(read(part) for part in pipeline.split_labels(text.strip("[]")))
     except ValueError:
         raise UserError(f"--{key} takes numbers separated by commas, got '{text}'") from None
 

@@ -104,7 +104,9 @@ def _train(
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
     else:
-        _install(work, model, state.average)
+        _install(work, model, state.average, 1.0)
+    if work.masks is not None and training.epochs == 0:
+        work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
     return state.history, before + time.monotonic() - began
 
 
@@ -139,9 +141,10 @@ def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainSta
         "validation_benign": None,
         "validation_robust": None,
     }
-    state.average.after_epoch((state.epoch + 1) / training.epochs)
+    done = (state.epoch + 1) / training.epochs
+    state.average.after_epoch(done)
     if work.validate is not None:
-        with _averaged(work, model, state.average):
+        with _averaged(work, model, state.average, done):
             record |= work.validate(work.model)
             value = record["validation_robust"]
             if training.select == "best" and value >= state.best.value:
@@ -157,26 +160,29 @@ def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainSta
 
 
 @contextlib.contextmanager
-def _averaged(work: Work, model: nn.Module, average: RunningAverage) -> Iterator[None]:
+def _averaged(work: Work, model: nn.Module, average: RunningAverage, done: float) -> Iterator[None]:
     """Put the averaged network in the place of the one that learns, where there is an average, and back again."""
     if not average.count:
         yield
         return
     before = _copy(work.model.state_dict())
-    _install(work, model, average)
+    _install(work, model, average, done)
     try:
         yield
     finally:
         work.model.load_state_dict(before)
 
 
-def _install(work: Work, model: nn.Module, average: RunningAverage) -> None:
-    """Turn the model into the averaged one: parameters, the masks of averaged scores, BatchNorm's statistics."""
+def _install(work: Work, model: nn.Module, average: RunningAverage, done: float) -> None:
+    """Turn the model into the averaged one: parameters, the masks of averaged scores, BatchNorm's statistics.
+
+    Masks are those of the part of the stage that is `done`.
+    """
     if not average.count:
         return
     average.install()
     if work.masks is not None:
-        work.masks.update()
+        work.masks.update(done)
     # Always the same batches, so that the network that is stored has the very bits that were validated.
     recalibrate(model, work.batches.epoch(0))
 

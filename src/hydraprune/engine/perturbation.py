@@ -49,8 +49,9 @@ def perturbed(
     gradients: Sequence[Tensor | None],
     gamma: float,
     masks: MaskSet | None,
+    progress: float = 1.0,
 ) -> Iterator[None]:
-    """Move each parameter by γ · ‖θ‖ along its gradient; masks follow their scores. Put back every bit afterwards.
+    """Move each parameter by γ · ‖θ‖ along its gradient; masks follow scores that move. All is put back afterwards.
 
     Pruned weights do not count into ‖θ‖ and do not move: their gradient is 0. Buffers are put back too, so that
     BatchNorm's statistics are those of the unperturbed weights.
@@ -60,7 +61,8 @@ def perturbed(
         parameters: to move.
         gradients: of the loss, one for each; None where the loss does not depend on it.
         gamma: γ.
-        masks: the network's masks, if it has any.
+        masks: the network's masks, if it has any; those whose scores are not among the parameters stay as they are.
+        progress: the part of the stage after which the masks are as they are now.
     """
     kept = _masks_by_weight(model)
     moving = [*parameters, *model.buffers()]
@@ -71,8 +73,8 @@ def perturbed(
                 continue
             seen = parameter * kept[id(parameter)] if id(parameter) in kept else parameter
             parameter.add_(gradient * (gamma * seen.norm() / gradient.norm()))
-        if masks is not None:
-            masks.update()
+        if masks is not None and {id(scores) for scores in masks.scores()} & {id(p) for p in parameters}:
+            masks.update(progress)
     try:
         yield
     finally:

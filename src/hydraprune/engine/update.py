@@ -23,7 +23,7 @@ def updates(
     gamma: float,
     fabric: Fabric,
 ) -> Iterator[Loss]:
-    """Make one optimiser update for each loss of the batch, and yield the loss after it.
+    """Make one optimiser update for each loss of the batch, and yield the loss after it; then masks may regrow.
 
     Each masked weight is computed once for all forward passes of a loss, however many an attack makes, and each mask
     once after the update. With γ > 0 the gradient is taken at perturbed weights: the passes that are trained on, not
@@ -42,33 +42,41 @@ def updates(
         HydrapruneError: γ > 0 and the second or a later loss of the batch cannot be computed again.
     """
     losses = work.objective.losses(model, batch, position)
+    begun = masked_at = position.fraction
     first = True
     while True:
         with _cached(work):
             loss = next(losses, None)
             if loss is None:
-                return
+                break
             if gamma == 0:
-                _descend(loss, optimiser, fabric)
+                _descend(loss, work, position, optimiser, fabric)
         if gamma > 0:
             moved = perturbable(work.parameters)
             gradients = torch.autograd.grad(loss.total, moved, allow_unused=True)
-            with perturbed(work.model, moved, gradients, gamma, work.masks), _cached(work):
-                _descend(_again(loss, first, work, model, batch, position), optimiser, fabric)
+            with perturbed(work.model, moved, gradients, gamma, work.masks, masked_at), _cached(work):
+                _descend(_again(loss, first, work, model, batch, position), work, position, optimiser, fabric)
         optimiser.step()
         if work.masks is not None:
-            work.masks.update()
+            masked_at = (position.step + 1) / position.steps
+            work.masks.update(masked_at, begun)
         first = False
         yield loss
+    if work.masks is not None:
+        work.masks.regrow(position.step + 1, position.steps, position.steps_per_epoch)
 
 
 def _cached(work: Work) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if work.masks is None else work.masks.cached()
 
 
-def _descend(loss: Loss, optimiser: torch.optim.Optimizer, fabric: Fabric) -> None:
+def _descend(
+    loss: Loss, work: Work, position: StageProgress, optimiser: torch.optim.Optimizer, fabric: Fabric
+) -> None:
+    """Take the gradient of the loss, and of what masks cost beyond their budget."""
+    penalty = None if work.masks is None else work.masks.penalty(position.epoch)
     optimiser.zero_grad()
-    fabric.backward(loss.total)
+    fabric.backward(loss.total if penalty is None else loss.total + penalty)
 
 
 def _again(loss: Loss, first: bool, work: Work, model: nn.Module, batch: Batch, position: StageProgress) -> Loss:

@@ -6,20 +6,27 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hydraprune import io
 from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.export.tensors import fill, plain_tensors, same_bits
+from hydraprune.sparsity import fit
 
+_SHRUNK = "hydraprune.shrunk"  # in a file's metadata: layers are narrower than the architecture says
 _WRAPPER = "module."  # what nn.DataParallel puts before every name
 
 
-def save_state_dict(path: Path, model: nn.Module) -> int:
+def save_state_dict(path: Path, model: nn.Module, shrunk: bool = False) -> int:
     """Write the state dict of a module as dense safetensors, atomically, and return the size in bytes.
 
     Tied tensors are written under each of their names, so that every other tool can load the file strictly.
+
+    Args:
+        path: the file to make or replace.
+        model: a plain module.
+        shrunk: note in the file that its layers are narrower than the architecture's, for `load_state_dict`.
 
     Raises:
         UserError: the module is still parametrized, or the folder cannot be written.
@@ -27,7 +34,7 @@ def save_state_dict(path: Path, model: nn.Module) -> int:
     """
     # Clones, because safetensors refuses tensors that share storage.
     tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in plain_tensors(model).items()}
-    io.write_bytes(path, safetensors.torch.save(tensors))
+    io.write_bytes(path, safetensors.torch.save(tensors, {_SHRUNK: "true"} if shrunk else None))
     read = _read_safetensors(path)
     if read.keys() != tensors.keys() or not all(same_bits(read[name], tensors[name]) for name in tensors):
         path.unlink(missing_ok=True)
@@ -40,12 +47,14 @@ def load_state_dict(path: Path, model: nn.Module) -> None:
 
     Reads a `.safetensors` file, or any other as a PyTorch file with `weights_only=True`; there the state dict may
     lie under the key `state_dict`, and its names may all begin with `module.`. Floats are cast to the dtype of the
-    module.
+    module. A file that says that it is of a shrunk network makes the module's layers as narrow as it needs.
 
     Raises:
         UserError: the file is missing or damaged, holds more than tensors, or is of another architecture.
     """
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    if path.suffix == ".safetensors" and _is_shrunk(path):
+        fit(model, tensors)
     own = plain_tensors(model)
     fill(model, {name: _cast(tensor, own.get(name)) for name, tensor in tensors.items()}, path)
 
@@ -57,6 +66,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"no such file: '{path}'") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"'{path}' is not a sound safetensors file: {error}") from None
+
+
+def _is_shrunk(path: Path) -> bool:
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(_SHRUNK) == "true"
 
 
 def _read_pytorch(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """The pipeline: recipes, stages in folders named by content, runs and comparisons."""
 
+from hydraprune.pipeline.any_module import prune
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
+from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
+from hydraprune.pipeline.labels import split as split_labels
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Certification, Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
@@ -22,6 +25,8 @@ __all__ = [
     "Data",
     "Evaluation",
     "Imported",
+    "Inspection",
+    "LayerInspection",
     "Model",
     "Project",
     "Pruning",
@@ -32,15 +37,18 @@ __all__ = [
     "compare",
     "from_arguments",
     "import_checkpoint",
+    "inspect",
     "load",
     "make_stage",
     "one_line",
     "open_project",
     "open_target",
+    "prune",
     "read_results",
     "recipe_parser",
     "run",
     "split_arguments",
+    "split_labels",
     "stage_folders",
     "to_yaml",
 ]

@@ -4,7 +4,7 @@ Below the pipeline nothing knows a recipe: each part is handed what it uses.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,20 @@ from hydraprune.data import Augmentation, NoAugmentation
 from hydraprune.engine import SGD, Hardware, Training
 from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
-from hydraprune.sparsity import Allocation, Criterion, Global, Hydra
+from hydraprune.sparsity import (
+    Allocation,
+    Criterion,
+    Fixed,
+    Global,
+    Hydra,
+    Learned,
+    OneShot,
+    Pattern,
+    Regrowth,
+    SparsitySchedule,
+    Steps,
+    Weights,
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +79,18 @@ class Pruning:
     """Which connections go.
 
     Args:
-        criterion: how a weight is scored: hydra, lwm, random.
-        allocation: how many each layer keeps: uniform, erk, global.
+        criterion: how a weight is scored: hydra, lwm, random, snip, taylor, grasp, synflow, movement, function.
+        allocation: how many each layer keeps: uniform, erk, igq, lamp, global, learned.
         sparsity: share of the prunable weights to remove, in [0, 1).
+        pattern: which weights go together: weights, n-of-m, blocks, channels.
+        schedule: how the sparsity rises over the stage: one-shot, cubic, steps. Where weights learn in it (the last
+            two, and movement), they do so by the optimiser of fine-tuning, for `search.epochs`.
+        regrowth: whether masks move in fine-tuning: fixed, rigl.
         include: name patterns of the weights that are pruned (of all Conv and Linear layers).
         exclude: name patterns of the weights that are not.
         search: how scores are trained, for criteria that search.
+        probe_batches: training batches of which criteria that need gradients of the objective take them.
+        shuffle: put the chosen masks at random places, as many in each layer: the control of a criterion.
         equal_epochs: criteria that do not search spend the epochs of the search on fine-tuning, so that all networks
             of a comparison see the same number of epochs.
     """
@@ -79,10 +98,25 @@ class Pruning:
     criterion: Criterion = Hydra()
     allocation: Allocation = Global()
     sparsity: float = 0.9
+    pattern: Pattern = Weights()
+    schedule: SparsitySchedule = OneShot()
+    regrowth: Regrowth = Fixed()
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     search: Training = Training(epochs=10, optimiser=SGD(lr=1.0))
+    probe_batches: int = 4
+    shuffle: bool = False
     equal_epochs: bool = True
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights learn in the prune stage."""
+        return self.criterion.trains_weights or (self.schedule.gradual and not self.criterion.searches)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the prune stage trains anything."""
+        return self.criterion.searches or self.trains_weights
 
 
 @dataclass(frozen=True)
@@ -134,17 +168,26 @@ class Evaluation:
 class Comparison:
     """The grid of `compare`; `run` makes the one network that `prune` describes.
 
+    A name alone is an alternative as `prune` configures it, or else with its defaults; settings may be written behind
+    it, "hydra(init=random)", and one name may so come several times.
+
     Args:
         criteria: names of criteria.
         allocations: names of allocations.
         sparsities: shares removed.
         seeds: one pre-trained network for each.
+        patterns: names of patterns; none means that of `prune`, here and below.
+        schedules: names of schedules of sparsity.
+        regrowths: names of regrowths.
     """
 
     criteria: tuple[str, ...] = ("hydra", "lwm", "random")
     allocations: tuple[str, ...] = ("uniform", "global")
     sparsities: tuple[float, ...] = (0.9, 0.95, 0.99)
     seeds: tuple[int, ...] = (0,)
+    patterns: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+    regrowths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,6 +200,8 @@ class Recipe:
         data: what to learn from.
         model: the network.
         objective: what every stage minimises, such as trades, pgd-at, mart, fast-at, free, benign.
+        pretrain_objective: what pre-training minimises instead, such as benign for the robust sub-networks of a
+            network that is not robust; none means the same.
         pretrain: how the dense network learns.
         prune: which connections go, and how the search learns.
         finetune: how the weights that stay learn.
@@ -170,6 +215,7 @@ class Recipe:
     data: Data = Data()
     model: Model = Model()
     objective: Objective = Trades()
+    pretrain_objective: Objective | None = None
     pretrain: Training = Training(epochs=20)
     prune: Pruning = Pruning()
     finetune: Training = Training(epochs=20)
@@ -180,8 +226,17 @@ class Recipe:
     @property
     def finetune_epochs(self) -> int:
         """Epochs of fine-tuning, with those of the search where the criterion has none."""
-        spare = self.prune.equal_epochs and not self.prune.criterion.searches
+        spare = self.prune.equal_epochs and not self.prune.trains
         return self.finetune.epochs + (self.prune.search.epochs if spare else 0)
+
+    @property
+    def prune_training(self) -> Training:
+        """How the prune stage learns: not at all; as the search; or, for weights, by fine-tuning's optimiser."""
+        if not self.prune.trains:
+            return replace(self.prune.search, epochs=0)
+        if self.prune.trains_weights:
+            return replace(self.prune.search, optimiser=self.finetune.optimiser)
+        return self.prune.search
 
     def complaints(self) -> list[str]:
         """Return every value that is out of range, one line each; empty for a sound recipe."""
@@ -216,24 +271,46 @@ class Recipe:
             ("evaluation.validation_steps", self.evaluation.validation_steps, 0),
             ("evaluation.examples", self.evaluation.examples, 0),
             ("hardware.threads", self.hardware.threads, 0),
+            ("prune.probe_batches", self.prune.probe_batches, 1),
             ("seed", self.seed, 0),
             ("evaluation.n", 1 if self.evaluation.n is None else self.evaluation.n, 1),
             ("evaluation.validation_n", self.evaluation.validation_n or 1, 1),
         ):
             if count < least:
                 yield f"{key} must be at least {least}, got {count}"
-        certification = self.evaluation.certification
-        if certification.on and certification.method not in CERTIFIERS:
-            yield (
-                f"evaluation.certification.method '{certification.method}' is unknown; known: none, "
-                f"{', '.join(CERTIFIERS)}"
-            )
-        if certification.on and certification.eps is None and not self.objective.threat[1] > 0:
-            yield "evaluation.certification.eps is needed: the objective has no ball of its own"
+        yield from _axes_complaints(self.prune)
+        yield from _certification_complaints(self)
         for key in ("criteria", "allocations", "sparsities", "seeds"):
             values = getattr(self.compare, key)
             if not values or len(set(values)) < len(values):
                 yield f"compare.{key} needs one or more different values, got {list(values)}"
+        for key in ("patterns", "schedules", "regrowths"):
+            values = getattr(self.compare, key)
+            if len(set(values)) < len(values):
+                yield f"compare.{key} needs different values, got {list(values)}"
+
+
+def _axes_complaints(prune: Pruning) -> Iterator[str]:
+    """Axes combine freely but for these."""
+    if prune.sparsity < prune.pattern.least_sparsity - 1e-9:
+        yield f"prune.pattern removes at least {prune.pattern.least_sparsity:g} of the weights; ask for that or more"
+    if prune.regrowth.moves and not isinstance(prune.pattern, Weights):
+        yield "prune.regrowth exchanges single weights; with it prune.pattern must be weights"
+    if prune.search.average.on and isinstance(prune.schedule, Steps) and prune.schedule.rewind:
+        yield "prune.search.average would undo what prune.schedule rewinds; use one of them"
+    if prune.search.select == "best" and (prune.schedule.gradual or isinstance(prune.allocation, Learned)):
+        yield "prune.search.select 'best' would take an epoch that keeps more weights than asked; say 'last'"
+
+
+def _certification_complaints(recipe: Recipe) -> Iterator[str]:
+    certification = recipe.evaluation.certification
+    if certification.on and certification.method not in CERTIFIERS:
+        yield (
+            f"evaluation.certification.method '{certification.method}' is unknown; known: none, "
+            f"{', '.join(CERTIFIERS)}"
+        )
+    if certification.on and certification.eps is None and not recipe.objective.threat[1] > 0:
+        yield "evaluation.certification.eps is needed: the objective has no ball of its own"
 
 
 def _option_complaints(key: str, training: Training) -> Iterator[str]:

@@ -27,12 +27,26 @@ from hydraprune.evaluation import PROTOCOLS, AttackProtocol
 from hydraprune.objectives import OBJECTIVES, Objective
 from hydraprune.pipeline.recipe import Recipe
 from hydraprune.registry import Registry
-from hydraprune.sparsity import ALLOCATIONS, CRITERIA, Allocation, Criterion
+from hydraprune.sparsity import (
+    ALLOCATIONS,
+    CRITERIA,
+    PATTERNS,
+    REGROWTHS,
+    SPARSITY_SCHEDULES,
+    Allocation,
+    Criterion,
+    Pattern,
+    Regrowth,
+    SparsitySchedule,
+)
 
 AXES: dict[type, Registry[Any]] = {
     Objective: OBJECTIVES,
     Criterion: CRITERIA,
     Allocation: ALLOCATIONS,
+    Pattern: PATTERNS,
+    SparsitySchedule: SPARSITY_SCHEDULES,
+    Regrowth: REGROWTHS,
     Optimiser: OPTIMISERS,
     Schedule: SCHEDULES,
     Augmentation: AUGMENTATIONS,
@@ -194,11 +208,19 @@ def _recipe(values: Namespace) -> Recipe:
 
 def _translate(value: Any, kind: Any, path: str, complaints: list[str]) -> Any:
     """Turn names of alternatives into class paths, all the way down; note keys and names that are unknown."""
+    if value is not None:
+        kind = _required(kind)
     if kind in AXES:
         return _translate_alternative(value, kind, path, complaints)
     if not dataclasses.is_dataclass(kind) or not isinstance(value, Mapping):
         return value
     return _translate_fields(value, typing.cast("type", kind), path, complaints)
+
+
+def _required(kind: Any) -> Any:
+    """Return the axis of a field that may also be none, and any other kind as it is."""
+    chosen = next((choice for choice in typing.get_args(kind) if isinstance(choice, type) and choice in AXES), None)
+    return chosen or kind
 
 
 def _translate_fields(value: Mapping[str, Any], kind: type, path: str, complaints: list[str]) -> dict[str, Any]:
@@ -262,8 +284,8 @@ def _axis_options(kind: type, path: str) -> Iterator[tuple[str, type]]:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         inner = f"{path}.{field.name}" if path else field.name
-        if hints[field.name] in AXES:
-            yield inner, hints[field.name]
+        if _required(hints[field.name]) in AXES:
+            yield inner, _required(hints[field.name])
         elif dataclasses.is_dataclass(hints[field.name]):
             yield from _axis_options(typing.cast("type", hints[field.name]), inner)
 

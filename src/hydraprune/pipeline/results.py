@@ -6,6 +6,7 @@ from typing import Any
 from hydraprune import export, io, sparsity
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import stages
+from hydraprune.pipeline.labels import axes_of, file_name
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.recipe import Recipe
 from hydraprune.pipeline.recipe_file import as_dict, to_yaml
@@ -26,12 +27,7 @@ def dense_row(project: Project) -> dict[str, Any]:
 
 def pruned_row(project: Project) -> dict[str, Any]:
     """Prune, fine-tune and evaluate; return the row of the compact network, its preserved ratios still open."""
-    spec = as_dict(project.recipe.prune)
-    asked = {
-        "criterion": spec["criterion"]["name"],
-        "allocation": spec["allocation"]["name"],
-        "sparsity": project.recipe.prune.sparsity,
-    }
+    asked = axes_of(project.recipe.prune) | {"sparsity": project.recipe.prune.sparsity}
     places = {
         "pretrain": stages.pretrain(project),
         "prune": stages.prune(project),
@@ -144,10 +140,10 @@ def _certified(project: Project, network: stages.Stage, title: str) -> dict[str,
 
 
 def artefact_name(row: dict[str, Any]) -> str:
-    """Return `hydra-global-0.99-s0.safetensors`, or `dense-s0.safetensors`."""
+    """Return `hydra-global-0.99-s0.safetensors`, or `dense-s0.safetensors`; other settings have other names."""
     if row["criterion"] is None:
         return f"dense-s{row['seed']}.safetensors"
-    return f"{row['criterion']}-{row['allocation']}-{row['sparsity']:g}-s{row['seed']}.safetensors"
+    return f"{file_name(row, row['sparsity'], row['seed'])}.safetensors"
 
 
 def _description(project: Project, row: dict[str, Any]) -> dict[str, Any]:

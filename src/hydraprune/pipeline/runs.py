@@ -1,6 +1,7 @@
 """One network from start to end, or a grid of them: `run`, `compare`, and the stages one by one."""
 
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -20,11 +21,12 @@ from hydraprune.engine import available_cores, default_threads
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import results, stages
+from hydraprune.pipeline.labels import PRUNING_AXES, alternative, label
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.provenance import provenance
 from hydraprune.pipeline.recipe import Recipe
+from hydraprune.pipeline.recipe_file import as_dict
 from hydraprune.pipeline.workers import Call, run_calls, warm_up
-from hydraprune.sparsity import ALLOCATIONS, CRITERIA
 
 StageName = Literal["pretrain", "prune", "finetune"]
 
@@ -108,7 +110,7 @@ def compare(
     """Make and evaluate every network of the recipe's `compare` grid, and write one table of them all.
 
     Args:
-        recipe: what to do; its `compare` names criteria, allocations, sparsities and seeds.
+        recipe: what to do; its `compare` names criteria, allocations, sparsities, seeds and more.
         out: the run folder.
         jobs: networks at once, each in a process with its share of the cores; "auto" takes one for each core on a CPU
             and one on a GPU. More than 1 needs a recipe that names its network and data.
@@ -160,20 +162,32 @@ def _checked(recipe: Recipe) -> Recipe:
 
 
 def _cells(recipe: Recipe) -> Iterator[Recipe]:
-    """Yield a recipe for each network of the grid. A criterion or allocation that the recipe configures is kept."""
+    """Yield a recipe for each network of the grid. An alternative that the recipe configures is kept as it is."""
     grid, prune = recipe.compare, recipe.prune
-    criteria = [_named(CRITERIA[name], prune.criterion) for name in grid.criteria]
-    allocations = [_named(ALLOCATIONS[name], prune.allocation) for name in grid.allocations]
+    names = {
+        "pattern": grid.patterns,
+        "schedule": grid.schedules,
+        "regrowth": grid.regrowths,
+        "allocation": grid.allocations,
+        "criterion": grid.criteria,
+    }
+    choices = {key: _choices(key, texts, getattr(prune, key)) for key, texts in names.items()}
     for seed in grid.seeds:
         for sparsity in sorted(grid.sparsities, reverse=True):
-            for allocation in allocations:
-                for criterion in criteria:
-                    chosen = replace(prune, criterion=criterion, allocation=allocation, sparsity=sparsity)
-                    yield replace(recipe, seed=seed, prune=chosen)
+            for chosen in itertools.product(*choices.values()):
+                cell = replace(prune, sparsity=sparsity, **dict(zip(choices, chosen, strict=True)))
+                yield _checked(replace(recipe, seed=seed, prune=cell))
 
 
-def _named(kind: type[Any], configured: Any) -> Any:
-    return configured if isinstance(configured, kind) else kind()
+def _choices(axis: str, texts: tuple[str, ...], configured: Any) -> list[Any]:
+    """Return what the grid names on one axis, or the recipe's own choice; `UserError` for one that comes twice."""
+    registry = PRUNING_AXES[axis]
+    found = [alternative(text, registry, configured) for text in texts] or [configured]
+    labels = [label(as_dict(one), registry) for one in found]
+    if len(set(labels)) < len(labels):
+        twice = next(name for name in labels if labels.count(name) > 1)
+        raise UserError(f"the grid has {axis} '{twice}' twice: a name alone means what the recipe configures")
+    return found
 
 
 def _jobs(jobs: int | Literal["auto"], recipe: Recipe, cells: int) -> int:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,10 +27,12 @@ from hydraprune.errors import UserError
 from hydraprune.evaluation import NormName, Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
+from hydraprune.pipeline.labels import axes_of, cell_name
+from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.provenance import provenance
 from hydraprune.pipeline.recipe_file import as_dict
-from hydraprune.sparsity import MaskSet
+from hydraprune.sparsity import MaskSet, OneShot, Weights
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def pretrain_stage(project: Project) -> Stage:
         "pretrain",
         {
             **project.source,
-            "objective": _described_objective(recipe.objective),
+            "objective": _described_objective(recipe.pretrain_objective or recipe.objective),
             "training": _described_training(recipe.pretrain),
             "validation": [recipe.evaluation.validation_steps, recipe.evaluation.validation_n],
             "seed": recipe.seed,
@@ -69,19 +72,29 @@ def pretrain_stage(project: Project) -> Stage:
 
 def prune_stage(project: Project) -> Stage:
     """Describe pruning: the pre-trained network, and the axes."""
-    prune = as_dict(project.recipe.prune)
-    prune["search"] = _described_training(project.recipe.prune.search)
-    if not project.recipe.prune.criterion.searches:
+    recipe = project.recipe
+    prune = as_dict(recipe.prune) | {"search": _described_training(recipe.prune_training)}
+    if not recipe.prune.trains:
         del prune["search"]
-    del prune["equal_epochs"]
-    return Stage("prune", {"parent": pretrain_stage(project).key, "prune": prune})
+    if not recipe.prune.criterion.needs_probe:
+        del prune["probe_batches"]
+    del prune["equal_epochs"], prune["regrowth"]
+    # Axes at their defaults leave no trace: that they exist changes no stage's name.
+    for name, default in (("pattern", Weights()), ("schedule", OneShot()), ("shuffle", False)):
+        if prune[name] == as_dict(default):
+            del prune[name]
+    if prune["allocation"].get("min_per_output") == 0:
+        del prune["allocation"]["min_per_output"]
+    own = {} if recipe.pretrain_objective is None else {"objective": _described_objective(recipe.objective)}
+    return Stage("prune", {"parent": pretrain_stage(project).key, "prune": prune, **own})
 
 
 def finetune_stage(project: Project) -> Stage:
     """Describe fine-tuning: the pruned network, and the training with its true number of epochs."""
     recipe = project.recipe
     training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
-    return Stage("finetune", {"parent": prune_stage(project).key, "training": _described_training(training)})
+    moves = {"regrowth": as_dict(recipe.prune.regrowth)} if recipe.prune.regrowth.moves else {}
+    return Stage("finetune", {"parent": prune_stage(project).key, "training": _described_training(training), **moves})
 
 
 def evaluate_stage(project: Project, network: Stage) -> Stage:
@@ -128,7 +141,8 @@ def pretrain(project: Project) -> StagePaths:
     def work(paths: StagePaths) -> dict[str, Any]:
         model = _fresh(project)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return _train(project, paths, model, learning, None, project.recipe.pretrain, "pretrain")
+        objective = project.recipe.pretrain_objective
+        return _train(project, paths, model, learning, None, project.recipe.pretrain, "pretrain", objective)
 
     return _make(project, pretrain_stage(project), work)
 
@@ -141,12 +155,27 @@ def prune(project: Project) -> StagePaths:
     def work(paths: StagePaths) -> dict[str, Any]:
         model = _fresh(project)
         sparsity.restore(model, load_file(parent.model))
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masks = sparsity.prune(
-            model, spec.criterion, spec.allocation, spec.sparsity, recipe.seed, spec.include, spec.exclude
+            model,
+            spec.criterion,
+            spec.allocation,
+            spec.sparsity,
+            recipe.seed,
+            spec.include,
+            spec.exclude,
+            pattern=spec.pattern,
+            schedule=spec.schedule,
+            probe=_probe(project, model) if spec.criterion.needs_probe else None,
+            image=torch.zeros(1, *project.dataset.in_shape),
         )
-        training = spec.search if spec.criterion.searches else replace(spec.search, epochs=0)
+        learning = masks.parameters() if spec.criterion.searches else []
+        learning += weights if spec.trains_weights else []
+        finish = partial(masks.shuffle, recipe.seed) if spec.shuffle else None
         title = f"prune {describe_cell(project)}"
-        outcome = _train(project, paths, model, masks.scores(), masks, training, title)
+        outcome = _train(
+            project, paths, model, learning or masks.scores(), masks, recipe.prune_training, title, finish=finish
+        )
         _write_histogram(paths, model, masks)
         return {**outcome, "layers": masks.summary().as_rows()}
 
@@ -163,6 +192,9 @@ def finetune(project: Project) -> StagePaths:
         masks = sparsity.restore(model, load_file(parent.model))
         assert masks is not None
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        masks.let_regrow(recipe.prune.regrowth)
+        if recipe.prune.pattern.whole_outputs:
+            masks.silence(model, sparsity.silence(model, torch.zeros(1, *project.dataset.in_shape)))
         training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
         title = f"finetune {describe_cell(project)}"
         outcome = _train(project, paths, model, learning, masks, training, title)
@@ -286,10 +318,9 @@ def network_description(project: Project) -> dict[str, Any]:
 
 
 def describe_cell(project: Project) -> str:
-    """Return `hydra/global 99% s0`: criterion, allocation, sparsity, seed."""
-    spec = as_dict(project.recipe.prune)
+    """Return `hydra/global 99% s0`: criterion, allocation, what else is special, sparsity, seed."""
     percent = f"{100 * project.recipe.prune.sparsity:g}%"
-    return f"{spec['criterion']['name']}/{spec['allocation']['name']} {percent} s{project.recipe.seed}"
+    return f"{cell_name(axes_of(project.recipe.prune))} {percent} s{project.recipe.seed}"
 
 
 def _fresh(project: Project) -> nn.Module:
@@ -309,26 +340,20 @@ def _train(
     masks: MaskSet | None,
     training: Training,
     title: str,
+    objective: Objective | None = None,
+    finish: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Train, and store the network and its history; return what goes into the outcome."""
+    """Train, call `finish`, and store the network and its history; return what goes into the outcome."""
     recipe = project.recipe
-    batches = Batches(
-        project.train,
-        training.batch_size,
-        recipe.seed,
-        recipe.data.augmentation,
-        drop_last=len(project.train) >= training.batch_size,
-        channels_last=recipe.hardware.channels_last,
-        device=project.fabric.device,
-        workers=recipe.hardware.workers,
-        extra=project.extra,
-        extra_share=0.0 if project.extra is None else recipe.data.extra_share,
-    )
+    batches = _batches(project, training.batch_size)
+    objective = objective or recipe.objective
     teacher = _teacher(project) if training.distillation.on else None
-    work = Work(model, learning, recipe.objective, batches, masks, _validation(project), recipe.seed, teacher)
+    work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed, teacher)
     history, seconds = train(
         work, training, project.fabric, paths.checkpoint, project.progress, title, project.checkpoint_every_s
     )
+    if finish is not None:
+        finish()
     io.write_json(paths.history, {"epochs": history})
     io.write_bytes(paths.model, save({name: tensor.cpu() for name, tensor in sparsity.plain_state(model).items()}))
     return {
@@ -342,6 +367,31 @@ def _train(
 def _teacher(project: Project) -> nn.Module:
     """Load the dense robust network, in the memory format of the recipe."""
     return project.recipe.hardware.place(load_network(project, pretrain_stage(project)))
+
+
+def _probe(project: Project, model: nn.Module) -> sparsity.Probe:
+    """Return the objective on a few training batches, and bring the network to where these are."""
+    recipe = project.recipe
+    project.fabric.to_device(model)
+    batches = _batches(project, recipe.prune.search.batch_size)
+    return objective_probe(recipe.objective, batches, recipe.prune.probe_batches, recipe.seed)
+
+
+def _batches(project: Project, batch_size: int) -> Batches:
+    """Return the training data."""
+    recipe = project.recipe
+    return Batches(
+        project.train,
+        batch_size,
+        recipe.seed,
+        recipe.data.augmentation,
+        drop_last=len(project.train) >= batch_size,
+        channels_last=recipe.hardware.channels_last,
+        device=project.fabric.device,
+        workers=recipe.hardware.workers,
+        extra=project.extra,
+        extra_share=0.0 if project.extra is None else recipe.data.extra_share,
+    )
 
 
 def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | None:

@@ -1,6 +1,7 @@
 """Tables, plots and the self-contained HTML report."""
 
+from hydraprune.reports.inspection import inspection_tables, write_inspection
 from hydraprune.reports.report import ReportPaths, write
 from hydraprune.reports.terminal import terminal_table
 
-__all__ = ["ReportPaths", "terminal_table", "write"]
+__all__ = ["ReportPaths", "inspection_tables", "terminal_table", "write", "write_inspection"]

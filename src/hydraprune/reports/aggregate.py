@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from hydraprune.reports.load import Evaluation, Row, network_name
+from hydraprune.reports.load import Evaluation, Row, Way, network_name
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Group:
     """
 
     evaluation: Evaluation
-    criterion: str | None
-    allocation: str | None
+    way: Way
     sparsity: float
     rows: tuple[Row, ...]
     best: bool = False
@@ -38,7 +37,7 @@ class Group:
     @property
     def dense(self) -> bool:
         """Whether this is the network before pruning."""
-        return self.criterion is None
+        return self.way[0] is None
 
     @property
     def block(self) -> tuple[Evaluation, bool, float]:
@@ -48,7 +47,7 @@ class Group:
     @property
     def network(self) -> str:
         """What the network is called in the report."""
-        return network_name(self.criterion, self.allocation)
+        return network_name(*self.way)
 
     @property
     def benign(self) -> Spread:
@@ -107,18 +106,18 @@ class Group:
 
 def group_rows(rows: Sequence[Row]) -> tuple[Group, ...]:
     """Group rows by everything but the seed: by evaluation, dense first, then by sparsity, then as they came."""
-    found: dict[tuple[Evaluation, str | None, str | None, float], list[Row]] = {}
+    found: dict[tuple[Evaluation, Way, float], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.evaluation, row.criterion, row.allocation, row.sparsity), []).append(row)
+        found.setdefault((row.evaluation, row.way, row.sparsity), []).append(row)
     groups = [Group(*key, tuple(sorted(found[key], key=lambda row: row.seed))) for key in found]
     evaluations = list(dict.fromkeys(row.evaluation for row in rows))
-    networks = list(dict.fromkeys((row.criterion, row.allocation) for row in rows))
+    networks = list(dict.fromkeys(row.way for row in rows))
     groups.sort(
         key=lambda g: (
             evaluations.index(g.evaluation),
             not g.dense,
             g.sparsity,
-            networks.index((g.criterion, g.allocation)),
+            networks.index(g.way),
         )
     )
     return tuple(replace(group, best=_is_best(group, groups)) for group in groups)

@@ -21,11 +21,11 @@ LONGEST_NAME = 24
 def compression_curve(groups: Sequence[Group], palette: Palette, width: float) -> Figure:
     """Draw robust accuracy against all weights / kept weights (log), as figure 1 of HYDRA (arXiv 2002.10509) does.
 
-    One line for each criterion × allocation with the sample std over seeds as bars; dense is a horizontal line.
+    One line for each way of pruning with the sample std over seeds as bars; dense is a horizontal line.
     """
     wide = width >= WIDE
     dense, pruned = dense_of(groups), [g for g in groups if not g.dense and g.weight_ratio < float("inf")]
-    networks = list(dict.fromkeys((group.criterion, group.allocation) for group in groups if not group.dense))
+    networks = list(dict.fromkeys(group.way for group in groups if not group.dense))
     figure = Figure(figsize=(width, 3.6 if wide else 3.1 + 0.1 * len(networks)))
     axes = figure.add_subplot()
     if dense is not None:
@@ -33,7 +33,7 @@ def compression_curve(groups: Sequence[Group], palette: Palette, width: float) -
         axes.axhline(level, color=palette.text, linewidth=1.2, label="dense")
         axes.axhspan(level - std, level + std, color=palette.text, alpha=0.12, linewidth=0)
     for network, mark in marks(networks, palette).items():
-        line = sorted((g for g in pruned if (g.criterion, g.allocation) == network), key=lambda g: g.weight_ratio)
+        line = sorted((g for g in pruned if g.way == network), key=lambda g: g.weight_ratio)
         if line:
             axes.errorbar(
                 [g.weight_ratio for g in line],
@@ -130,8 +130,8 @@ def _stage_curves(
 
 def kept_per_layer(groups: Sequence[Group], layers: Sequence[str], palette: Palette, width: float) -> Figure:
     """Draw the share of each layer's weights that is kept (log); a layer that keeps nothing stands at the left."""
-    networks = [(group.criterion, group.allocation) for group in groups]
-    shares = {(g.criterion, g.allocation): [g.kept_share(layer) for layer in layers] for g in groups}
+    networks = [group.way for group in groups]
+    shares = {g.way: [g.kept_share(layer) for layer in layers] for g in groups}
     positive = [share for line in shares.values() for share in line if share]
     edge = min(positive, default=1e-3) / 3
     wide = width >= WIDE
@@ -147,9 +147,7 @@ def kept_per_layer(groups: Sequence[Group], layers: Sequence[str], palette: Pale
         # One below the other: under the same allocation all criteria keep the same share.
         shift = 0.7 * ((i + 0.5) / len(groups) - 0.5)
         points = [
-            (100 * (share or edge), y + shift)
-            for y, share in enumerate(shares[group.criterion, group.allocation])
-            if share is not None
+            (100 * (share or edge), y + shift) for y, share in enumerate(shares[group.way]) if share is not None
         ]
         axes.plot(
             [x for x, _ in points],

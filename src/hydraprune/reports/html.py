@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from hydraprune.reports.aggregate import Group, group_rows
+from hydraprune.reports.differences import differences, measures
 from hydraprune.reports.load import Results
 from hydraprune.reports.markup import description_list, escape, html_table, paragraph, section
 from hydraprune.reports.panels import (
@@ -14,12 +15,12 @@ from hydraprune.reports.panels import (
     layers_panel,
     training_panel,
 )
-from hydraprune.reports.tables import details_table, main_table
-from hydraprune.reports.wording import UNFINISHED, facts, recipe_yaml, remarks, seeds_text, verdict
+from hydraprune.reports.tables import details_table, difference_table, main_table
+from hydraprune.reports.wording import UNFINISHED, facts, noise_note, recipe_yaml, remarks, seeds_text, verdict
 
 MOST_ROWS_OPEN = 12
 # Nothing is loaded but what the file itself holds, whatever a run's names may contain.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def render_html(results: Results, folder: Path) -> str:
@@ -32,6 +33,7 @@ def render_html(results: Results, folder: Path) -> str:
             section("Results", _results(results, groups)),
             *_scope(groups, primary),
             section("Robust accuracy against compression", compression_panel(primary)),
+            *_differences(primary),
             section("Training", training_panel(folder, primary)),
             section("Weights kept in each layer", layers_panel(primary)),
             section("Which weights were kept", histogram_panel(folder, primary)),
@@ -47,7 +49,7 @@ def render_html(results: Results, folder: Path) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">
+<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(results.name)}: hydraprune report</title>
@@ -89,6 +91,23 @@ def _scope(groups: Sequence[Group], primary: Sequence[Group]) -> list[str]:
             f"The verdict and the figures are about the first evaluation: {primary[0].evaluation.name}.", "note"
         )
     ]
+
+
+def _differences(primary: Sequence[Group]) -> list[str]:
+    """Return the section on noise for a comparison; nothing where there is only one way of pruning."""
+    if len({group.way for group in primary if not group.dense}) < 2:
+        return []
+    parts = []
+    for measure in measures(primary):
+        found = differences(primary, measure)
+        parts.append(paragraph(noise_note(found, measure)))
+        table = difference_table(found, measure)
+        if table is not None:
+            opened = " open" if len(found) <= MOST_ROWS_OPEN else ""
+            title = f"Differences in {measure} accuracy, and whether they exceed the noise of the seeds"
+            summary = f"The comparisons of {measure} accuracy"
+            parts.append(f"<details{opened}>\n<summary>{summary}</summary>\n{html_table(table, title)}\n</details>")
+    return [section("Which differences exceed the noise", "\n".join(parts))]
 
 
 def _warnings(sentences: Sequence[str]) -> str:

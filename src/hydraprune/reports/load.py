@@ -46,13 +46,15 @@ class Layer:
 class Row:
     """One network evaluated. Accuracies, sparsities and preserved shares are fractions, not per cent.
 
-    A dense network has no criterion. `preserved_*` is None where the dense network's accuracy is 0. `certified` is
-    None where nothing was certified; else `certified_by` says how.
+    A dense network has no criterion. `criterion` and `allocation` tell settings apart, `hydra(init=random)`, and
+    `variant` says what else is not as usual: pattern, schedule, regrowth, shuffled masks. `preserved_*` is None where
+    the dense network's accuracy is 0. `certified` is None where nothing was certified; else `certified_by` says how.
     The 95 % intervals, (low, high), are None where all test images were measured.
     """
 
     criterion: str | None
     allocation: str | None
+    variant: str
     sparsity: float
     delivered: float
     seed: int
@@ -80,13 +82,22 @@ class Row:
 
     @property
     def network(self) -> str:
-        """What the network is called in the report: `dense`, or criterion and allocation."""
-        return network_name(self.criterion, self.allocation)
+        """What the network is called in the report: `dense`, or criterion, allocation and variant."""
+        return network_name(*self.way)
+
+    @property
+    def way(self) -> "Way":
+        """How it was pruned, but for the sparsity."""
+        return self.criterion, self.allocation, self.variant
 
 
-def network_name(criterion: str | None, allocation: str | None) -> str:
-    """Return `dense`, or criterion and allocation in a few words."""
-    return " ".join(part for part in (criterion, allocation) if part) or "dense"
+Way = tuple[str | None, str | None, str]
+"""Criterion, allocation and variant of a network."""
+
+
+def network_name(criterion: str | None, allocation: str | None, variant: str = "") -> str:
+    """Return `dense`, or criterion, allocation and variant in a few words."""
+    return " ".join(part for part in (criterion, allocation, variant) if part) or "dense"
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ def _row(record: Record) -> Row:
     return Row(
         criterion=_optional_text(record, "criterion"),
         allocation=_optional_text(record, "allocation"),
+        variant=_variant(record),
         sparsity=record.number("sparsity", 0, 1),
         delivered=record.number("sparsity_delivered", 0, 1),
         seed=record.integer("seed"),
@@ -166,6 +178,13 @@ def _row(record: Record) -> Row:
         stages=_stages(record),
         layers=tuple(_layer(layer) for layer in record.records("layers")),
     )
+
+
+def _variant(record: Record) -> str:
+    """Return what is not as usual; files of older releases do not speak of it, for all was."""
+    usual = {"pattern": "weights", "schedule": "one-shot", "regrowth": "fixed"}
+    special = [record.text(key) for key, value in usual.items() if key in record and record.text(key) != value]
+    return " ".join(special + ["shuffled"] * (record.values.get("shuffled") is True))
 
 
 def _evaluation(record: Record) -> Evaluation:
@@ -242,7 +261,7 @@ def _refuse_repeats(rows: tuple[Row, ...], where: str) -> None:
     """A network that stands there twice would pass for two seeds and make the spread look smaller than it is."""
     seen: dict[object, int] = {}
     for i, row in enumerate(rows):
-        first = seen.setdefault((row.evaluation, row.criterion, row.allocation, row.sparsity, row.seed), i)
+        first = seen.setdefault((row.evaluation, row.way, row.sparsity, row.seed), i)
         if first != i:
             raise UserError(
                 f"{where}: rows[{i}] repeats rows[{first}]: {row.network}, sparsity {row.sparsity:g}, seed {row.seed}"

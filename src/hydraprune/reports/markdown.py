@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 
 from hydraprune.reports.aggregate import group_rows
+from hydraprune.reports.differences import differences, measures
 from hydraprune.reports.links import artefact_href
 from hydraprune.reports.load import Results
-from hydraprune.reports.tables import Cell, Table, details_table, layer_table, main_table
-from hydraprune.reports.wording import facts, recipe_yaml, remarks, seeds_text, verdict
+from hydraprune.reports.tables import Cell, Table, details_table, difference_table, layer_table, main_table
+from hydraprune.reports.wording import facts, noise_note, recipe_yaml, remarks, seeds_text, verdict
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")
 
@@ -24,6 +25,12 @@ def render_markdown(results: Results) -> str:
         _table(main_table(groups)),
         "\n".join(f"- {escape(term)}: {escape(text)}" for term, text in facts(results, groups)),
     ]
+    if len({group.way for group in primary if not group.dense}) > 1:
+        parts += ["## Which differences exceed the noise"]
+        for measure in measures(primary):
+            found = differences(primary, measure)
+            table = difference_table(found, measure)
+            parts += [escape(noise_note(found, measure)), *([] if table is None else [_table(table)])]
     layers = layer_table(primary)
     if layers is not None:
         parts += ["## Weights kept in each layer", "At the highest sparsity, in per cent, all seeds.", _table(layers)]

@@ -85,12 +85,12 @@ def layers_panel(groups: Sequence[Group]) -> str:
 
 
 def histogram_panel(folder: Path, groups: Sequence[Group]) -> str:
-    """Return histograms of kept and pruned weights: every criterion at the best network's allocation and sparsity."""
+    """Return histograms of kept and pruned weights: every criterion at what else is the best network's."""
     ranked = ranking_at_highest_sparsity(groups)
     if not ranked:
         return _left_out("nothing was pruned")
     pieces = []
-    for group in (group for group in groups if group in ranked and group.allocation == ranked[0].allocation):
+    for group in (group for group in groups if group in ranked and group.way[1:] == ranked[0].way[1:]):
         row = group.rows[0]
         try:
             pieces.append(_histogram_figure(read_histogram(folder, row), _title(row)))

@@ -6,10 +6,12 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.figure import Figure
+
+W = TypeVar("W", bound=tuple[str | None, ...])
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Palette:
 LIGHT = Palette("#1c1e21", "#5b6169", "#dfe2e6", ("#0072b2", "#c75000", "#008060", "#a8559b", "#7a6a00", "#444444"))
 DARK = Palette("#e9e9e7", "#a4abb3", "#363b42", ("#56b4e9", "#f0a33a", "#2cc295", "#dc9ac4", "#f0e442", "#cccccc"))
 
-# Criterion chooses colour and marker, allocation chooses line and fill: neither needs the colour to be read.
+# Criterion chooses colour and marker, all else chooses line and fill: neither needs the colour to be read.
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", ":", "-.")
 FILLS = ("full", "none", "bottom", "left")
@@ -38,7 +40,7 @@ FILLS = ("full", "none", "bottom", "left")
 
 @dataclass(frozen=True)
 class Mark:
-    """How one network (criterion, allocation) is drawn."""
+    """How one network is drawn."""
 
     colour: str
     marker: str
@@ -46,16 +48,14 @@ class Mark:
     fill: str
 
 
-def marks(
-    networks: Sequence[tuple[str | None, str | None]], palette: Palette
-) -> dict[tuple[str | None, str | None], Mark]:
-    """Give each (criterion, allocation) its mark, by order of first appearance."""
-    criteria = list(dict.fromkeys(criterion for criterion, _ in networks))
-    allocations = list(dict.fromkeys(allocation for _, allocation in networks))
+def marks(networks: Sequence[W], palette: Palette) -> dict[W, Mark]:
+    """Give each (criterion, allocation, …) its mark, by order of first appearance."""
+    criteria = list(dict.fromkeys(criterion for criterion, *_ in networks))
+    others = list(dict.fromkeys(tuple(rest) for _, *rest in networks))
     found = {}
-    for criterion, allocation in networks:
-        i, j = criteria.index(criterion), allocations.index(allocation)
-        found[criterion, allocation] = Mark(
+    for network in networks:
+        i, j = criteria.index(network[0]), others.index(network[1:])
+        found[network] = Mark(
             palette.series[i % len(palette.series)],
             MARKERS[i % len(MARKERS)],
             LINES[j % len(LINES)],

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydraprune.reports.aggregate import Group, ranking_at_highest_sparsity
+from hydraprune.reports.differences import Difference, Measure
 from hydraprune.reports.load import Results, Row
 from hydraprune.reports.wording import (
     NOTHING,
     delivered_percent,
     file_size,
+    p_value,
     percent,
     ratio,
     sparsity_percent,
@@ -80,6 +82,38 @@ def _group_cells(group: Group, several: bool, proven: bool) -> tuple[Cell, ...]:
         Cell(delivered_percent(group.over(lambda row: row.delivered).mean)),
         Cell(str(len(group.rows))),
     )
+
+
+def difference_table(found: Sequence[Difference], measure: Measure = "robust") -> Table | None:
+    """Return the differences between networks beside the noise of the seeds; None if there is nothing to compare."""
+    if not found:
+        return None
+    columns = (
+        Column("sparsity %"),
+        Column("better", numeric=False),
+        Column("than", numeric=False),
+        Column(f"by points of {measure} accuracy"),
+        Column("seeds"),
+        Column("p"),
+        Column("exceeds the noise", numeric=False),
+    )
+    rows = tuple(
+        (
+            Cell(sparsity_percent(one.better.sparsity)),
+            Cell(one.better.network),
+            Cell(one.worse.network),
+            Cell(
+                f"{100 * one.mean:.1f} [{100 * (one.mean - one.half_width):.1f}, "
+                f"{100 * (one.mean + one.half_width):.1f}]"
+            ),
+            Cell(str(one.seeds)),
+            Cell(p_value(one.p).removeprefix("p ").removeprefix("= ")),
+            Cell(one.verdict, marked=one.verdict == "yes"),
+        )
+        for one in found
+    )
+    starts = (i for i in range(1, len(found)) if found[i].better.sparsity != found[i - 1].better.sparsity)
+    return Table(columns, rows, frozenset(starts))
 
 
 def layer_table(groups: Sequence[Group]) -> Table | None:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hydraprune.reports.aggregate import Group, group_rows
+from hydraprune.reports.differences import differences
 from hydraprune.reports.load import parse_results
 from hydraprune.reports.wording import delivered_percent, file_size, percent, ratio, seeds_text, sparsity_percent
 
@@ -26,7 +27,7 @@ _TITLES = (
 
 
 def terminal_table(results: Mapping[str, object]) -> Table:
-    """Return the table of a run, dense first: mean ± sample std over seeds by criterion, allocation and sparsity.
+    """Return the table of a run, dense first: mean ± sample std over seeds by way of pruning and sparsity.
 
     Args:
         results: the content of a results.json of schema 1.
@@ -42,6 +43,11 @@ def terminal_table(results: Mapping[str, object]) -> Table:
         caption += "; certified: proven, a lower bound"
     if any(group.best for group in groups):
         caption += "; * best robust accuracy at its sparsity"
+    if found := differences([group for group in groups if group.evaluation == evaluations[0]]):
+        sure = sum(one.verdict == "yes" for one in found)
+        caption += (
+            f"\n{sure} of {len(found)} differences in one thing only exceed the noise of the seeds; see the report"
+        )
     # Text objects throughout: a name in square brackets is a name, not markup.
     table = Table(
         title=Text(f"{parsed.name}: {threat}; {seeds_text(groups)}"),

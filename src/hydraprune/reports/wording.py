@@ -12,7 +12,8 @@ from hydraprune.reports.aggregate import (
     ranking_at_highest_sparsity,
     smallest_that_keeps,
 )
-from hydraprune.reports.load import Evaluation, Results, Row
+from hydraprune.reports.differences import LEVEL, Difference, Measure, difference
+from hydraprune.reports.load import Evaluation, Results, Row, network_name
 
 NOTHING = "–"
 NEARLY_ALL = 0.95
@@ -96,7 +97,7 @@ def verdict(groups: Sequence[Group]) -> str:
     best = ranked[0]
     sentences = [_best_at_highest(best, dense)]
     if len(ranked) > 1:
-        sentences.append(_runner_up(best, ranked[1]))
+        sentences.append(_runner_up(best, ranked[1], len(ranked) - 1))
     enough = smallest_that_keeps(groups, NEARLY_ALL)
     if enough is not None and enough.sparsity < best.sparsity:
         sentences.append(
@@ -123,15 +124,43 @@ def _best_at_highest(best: Group, dense: Group | None) -> str:
     return f"{opening} {keeps} ({absolute}){keeps_benign}, at {price}."
 
 
-def _runner_up(best: Group, second: Group) -> str:
-    gap = 100 * (best.robust.mean - second.robust.mean)
-    spread = max((g.robust.std for g in (best, second) if g.robust.std is not None), default=None)
+def _runner_up(best: Group, second: Group, rivals: int) -> str:
     text = f"The next best at that sparsity, {second.network}, reaches {percent(second.robust)} % robust accuracy"
-    if spread is None:
-        return f"{text}; with one seed each, the difference of {gap:.1f} points may be chance."
-    if gap <= 100 * spread:
-        return f"{text}; the difference of {gap:.1f} points is within the spread over seeds."
-    return f"{text}, {gap:.1f} points less."
+    found = difference(best, second)
+    if found is None:
+        gap = 100 * (best.robust.mean - second.robust.mean)
+        seeds = "one seed each" if len(best.rows) == len(second.rows) == 1 else "fewer than two seeds in common"
+        return f"{text}; with {seeds}, the difference of {gap:.1f} points may be chance."
+    p = min(1.0, rivals * found.p_alone)  # the best of many was chosen by the very numbers that are compared
+    corrected = f" after correction for {rivals} rivals" if rivals > 1 else ""
+    noise = f"the noise of the seeds ({found.seeds} pairs, {p_value(p)}{corrected})"
+    how = "exceeds" if found.better == best and p < LEVEL else "is within"
+    return f"{text}; the difference of {100 * found.mean:.1f} points {how} {noise}."
+
+
+def p_value(p: float) -> str:
+    """Return `p = 0.016`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def noise_note(found: Sequence[Difference], measure: Measure = "robust") -> str:
+    """Return what the table of differences is, and what came out; one sentence where there is nothing to compare."""
+    if not found:
+        return (
+            "Nothing to tell apart from chance: that takes two networks of one sparsity that differ in one thing "
+            "only (criterion, allocation, or what else was varied) and share two seeds or more."
+        )
+    sure = sum(one.verdict == "yes" for one in found)
+    seeds = sorted({one.seeds for one in found})
+    pairs = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return (
+        f"{sure} of {len(found)} differences in {measure} accuracy exceed the noise of the seeds. Compared are "
+        f"networks that differ in one thing only, paired over {pairs} seeds: the mean of the differences with its "
+        f"95 % interval, and the p-value of a paired t-test after Holm's correction for {len(found)} "
+        f"comparison{'s' * (len(found) > 1)}. “Alone” is one that would pass if it were the only comparison. Seeds "
+        "change initialisation, order and attacks; the test images are always the same. With few seeds only large "
+        "differences can pass: “no” does not mean that there is none."
+    )
 
 
 def _accuracies(group: Group) -> str:
@@ -212,7 +241,7 @@ def _epochs(rows: Sequence[Row]) -> list[tuple[str, str]]:
     budgets: dict[tuple[tuple[str, int], ...], dict[str, None]] = {}
     for row in rows:
         if row.epochs:
-            budgets.setdefault(row.epochs, {})[row.criterion or "dense"] = None
+            budgets.setdefault(row.epochs, {})[network_name(row.criterion, None, row.variant)] = None
     texts = [
         f"{listed(names)}: {' + '.join(f'{n} {stage}' for stage, n in budget)}" for budget, names in budgets.items()
     ]

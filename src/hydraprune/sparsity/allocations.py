@@ -3,6 +3,7 @@
 Every allocation keeps exactly `kept_count(sparsity, total)` weights of the network (`uniform`: of each layer).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,27 +71,52 @@ class Erk(Allocation):
                 break
             dense |= full
         share = {name: float(sizes[name]) if name in dense else scale * affinity[name] for name in sizes}
-        return _round_to(share, sizes, target)
+        return round_to(share, sizes, target)
 
 
-@ALLOCATIONS.register("global")
+@ALLOCATIONS.register("igq")
 @dataclass(frozen=True)
-class Global(Allocation):
-    """One threshold over the scores of all layers: the layers compete.
+class IdealGas(Allocation):
+    """Ideal gas quotas: density of a layer of n weights = 1 / (F · n + 1), one force F for the whole network.
 
-    Args:
-        min_kept: weights that every layer keeps whatever its scores (its own most important ones), so that no
-            layer dies.
-
-    Raises:
-        UserError: `min_kept` below 0; or more weights are to be kept alive than stay in the network.
+    Like gas in cylinders under the same force, a large layer is pressed together more than a small one and none is
+    emptied. Vysogorets and Kempe 2021, arXiv 2107.02306.
     """
 
-    min_kept: int = 1
+    def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
+        """Return counts whose sum is exactly that of the whole network; F is found by bisection."""
+        sizes = {name: tensor.numel() for name, tensor in importance.items()}
+        target = kept_count(sparsity, sum(sizes.values()))
+
+        def kept(log_force: float) -> dict[str, float]:
+            return {name: n / (math.exp(log_force) * n + 1.0) for name, n in sizes.items()}
+
+        low, high = -60.0, 60.0  # from all kept to none
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sum(kept(middle).values()) > target else (low, middle)
+        return round_to(kept(high), sizes, target)
+
+
+class _Competition(Allocation):
+    """One threshold over all layers, which compete with their importances.
+
+    Attributes:
+        min_kept: weights that every layer keeps whatever its scores.
+        min_per_output: weights that every output unit or channel keeps.
+    """
+
+    min_kept: int
+    min_per_output: int
 
     def __post_init__(self) -> None:
-        if self.min_kept < 0:
-            raise UserError(f"global: min_kept must be at least 0, not {self.min_kept}")
+        for field in ("min_kept", "min_per_output"):
+            if getattr(self, field) < 0:
+                raise UserError(f"{_name(self)}: {field} must be at least 0, not {getattr(self, field)}")
+
+    def comparable(self, importance: Tensor) -> Tensor:
+        """Return one layer's importance in the currency of the network, in the same order."""
+        return importance
 
     def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
         """Return how many of each layer are among the most important of the network."""
@@ -98,22 +124,99 @@ class Global(Allocation):
 
     def masks(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         """Return the most important weights of the network, one threshold for all layers."""
+        alive: dict[str, Tensor] = {}
         floors = {name: min(self.min_kept, tensor.numel()) for name, tensor in importance.items()}
+        if self.min_per_output:
+            alive = {name: self._alive(tensor) for name, tensor in importance.items()}
+            floors = {name: int(mask.sum()) for name, mask in alive.items()}
+        least = sum(floors.values())
         total = sum(tensor.numel() for tensor in importance.values())
         keep = kept_count(sparsity, total)
-        if keep < sum(floors.values()):
+        if keep < least:
+            each = f"{self.min_kept} a layer" + f", {self.min_per_output} an output" * (self.min_per_output > 0)
             raise UserError(
-                f"sparsity {sparsity} keeps {keep} of {total} weights, fewer than the {sum(floors.values())} that "
-                f"global allocation keeps alive ({self.min_kept} a layer); use a lower sparsity or min_kept"
+                f"sparsity {sparsity} keeps {keep} of {total} weights, fewer than the {least} that "
+                f"{_name(self)} allocation keeps alive ({each}); use a lower sparsity or min_kept"
             )
-        masks = _one_threshold(importance, keep)
-        if all(int(masks[name].sum()) >= floors[name] for name in masks):
+        values = {name: self.comparable(tensor) for name, tensor in importance.items()}
+        masks = _one_threshold(values, keep)
+        if self._has(masks, alive, floors):
             return masks
-        # Some layer would die: what every layer keeps alive competes as infinitely important.
-        protected = {
-            name: tensor.masked_fill(top_mask(tensor, floors[name]), torch.inf) for name, tensor in importance.items()
-        }
-        return _one_threshold(protected, keep)
+        # Something would die: what is kept alive competes as infinitely important.
+        alive = alive or {name: self._alive(tensor) for name, tensor in importance.items()}
+        return _one_threshold({name: values[name].masked_fill(alive[name], torch.inf) for name in values}, keep)
+
+    def _has(self, masks: Mapping[str, Tensor], alive: Mapping[str, Tensor], floors: Mapping[str, int]) -> bool:
+        """Return whether the masks keep all that has to be kept alive."""
+        if alive:
+            return all(bool((masks[name] | ~alive[name]).all()) for name in masks)
+        # Counting will do: a layer that keeps so many keeps its own best. It happens at every step of a search.
+        return all(int(mask.sum()) >= floors[name] for name, mask in masks.items())
+
+    def _alive(self, importance: Tensor) -> Tensor:
+        """Return what stays in any case: the layer's most important weights, and those of each output."""
+        mask = top_mask(importance, min(self.min_kept, importance.numel()))
+        if self.min_per_output and importance.ndim > 1:
+            for kept, output in zip(mask, importance, strict=True):
+                kept |= top_mask(output, min(self.min_per_output, output.numel()))  # noqa: PLW2901 - a view of mask
+        return mask
+
+
+@ALLOCATIONS.register("global")
+@dataclass(frozen=True)
+class Global(_Competition):
+    """One threshold over the scores of all layers: the layers compete.
+
+    Args:
+        min_kept: weights that every layer keeps whatever its scores (its own most important ones), so that no
+            layer dies.
+        min_per_output: weights that every output unit or channel keeps, so that no filter dies.
+
+    Raises:
+        UserError: a value below 0; or more weights are to be kept alive than stay in the network.
+    """
+
+    min_kept: int = 1
+    min_per_output: int = 0
+
+
+@ALLOCATIONS.register("lamp")
+@dataclass(frozen=True)
+class Lamp(_Competition):
+    """Layer-adaptive magnitude: one threshold over u_i² / Σ u_j², the sum over what would stay with i.
+
+    With a layer's importances in falling order u_1 ≥ u_2 ≥ …, entry k competes with u_k² / (u_1² + … + u_k²): its
+    share in what survives up to it. The largest of every layer has 1, so no layer dies. Lee et al., ICLR 2021,
+    arXiv 2010.07611.
+
+    Args:
+        min_kept: as in `global`.
+        min_per_output: as in `global`.
+
+    Raises:
+        UserError: as in `global`.
+    """
+
+    min_kept: int = 1
+    min_per_output: int = 0
+
+    def comparable(self, importance: Tensor) -> Tensor:
+        """Return the LAMP score of each entry in float64; of equal importances the first in C order is larger."""
+        flat = importance.reshape(-1).double()
+        finite = torch.isfinite(flat)
+        lowest = torch.where(finite, flat, torch.inf).min()
+        # Importances with a sign are measured from the layer's lowest; those left out by a pattern count as nothing.
+        flat = torch.where(finite, flat - lowest.clamp(max=0.0), 0.0) if not flat.isnan().any() else flat
+        order = torch.sort(flat, descending=True, stable=True).indices
+        squares = flat[order].square()
+        shares = squares / squares.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.empty_like(importance, dtype=torch.float64).copy_(
+            torch.empty_like(shares).scatter_(0, order, shares).view(importance.shape)
+        )
+
+
+def _name(allocation: Allocation) -> str:
+    return ALLOCATIONS.name_of(type(allocation))
 
 
 def _one_threshold(importance: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
@@ -126,13 +229,20 @@ def _one_threshold(importance: Mapping[str, Tensor], keep: int) -> dict[str, Ten
     }
 
 
-def _round_to(share: Mapping[str, float], sizes: Mapping[str, int], target: int) -> dict[str, int]:
-    """Round shares to integers that sum to `target` and stay within the sizes: largest remainders first."""
+def round_to(share: Mapping[str, float], sizes: Mapping[str, int], target: int) -> dict[str, int]:
+    """Round shares to whole numbers that sum to `target` and stay within the sizes: largest remainders first.
+
+    Every layer keeps at least one weight, while there are as many to keep as layers.
+    """
     counts = {name: min(int(value), sizes[name]) for name, value in share.items()}
+    if target >= len(sizes):
+        counts = {name: max(1, count) for name, count in counts.items()}
     by_remainder = sorted(share, key=lambda name: counts[name] - share[name])
     while (missing := target - sum(counts.values())) > 0:
         for name in by_remainder:
             if missing and counts[name] < sizes[name]:
                 counts[name] += 1
                 missing -= 1
+    while sum(counts.values()) > target:  # what small layers were given, the largest pay back
+        counts[max(counts, key=lambda name: counts[name])] -= 1
     return counts

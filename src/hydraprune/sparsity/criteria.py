@@ -1,11 +1,12 @@
 """Criteria: how a weight is scored. A new one is one small class and one `register` line.
 
-A criterion gives each prunable weight a score; its magnitude is the importance. `searches` says whether the scores
-are then trained by the robust objective (HYDRA) or stand as they are.
+A criterion gives each prunable weight a score; its magnitude is the importance (the score itself for `signed` ones).
+`searches` says whether the scores are then trained by the robust objective (HYDRA) or stand as they are.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,10 +18,56 @@ from hydraprune.registry import Registry
 CRITERIA: Registry[type["Criterion"]] = Registry("criterion")
 
 
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """The robust objective on a few training batches, for criteria that ask for its gradients.
+
+    Args:
+        losses: network -> one scalar for each batch, with gradients towards the network's parameters. The same
+            batches and the same attack's random start each time it is called.
+        image: (1, channels, height, width), for its shape.
+    """
+
+    losses: Callable[[nn.Module], Iterator[Tensor]]
+    image: Tensor
+
+
 class Criterion(ABC):
-    """Scores weights; subclasses are frozen dataclasses whose fields are the criterion's own parameters."""
+    """Scores weights; subclasses are frozen dataclasses whose fields are the criterion's own parameters.
+
+    Attributes:
+        searches: the scores learn afterwards, by the robust objective.
+        trains_weights: the weights learn together with the scores.
+        signed: importance is the score itself, not its magnitude.
+        live: the score is the weight as it is at the moment: masks that change during training follow it.
+        needs_probe: `score_network` asks for the objective on a few batches.
+        rounds: the network is scored this often, each time with the weights removed that the round before had left
+            out; the kept share falls geometrically.
+    """
 
     searches: ClassVar[bool] = False
+    trains_weights: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
+    live: ClassVar[bool] = False
+    needs_probe: ClassVar[bool] = False
+    rounds: int = 1
+
+    def score_network(
+        self,
+        model: nn.Module,  # noqa: ARG002 - for criteria that look at more than one layer
+        weights: Mapping[str, nn.Parameter],
+        generator: torch.Generator,
+        probe: Probe | None,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
+        """Return scores for every prunable weight: here layer by layer.
+
+        Args:
+            model: the network without masks.
+            weights: its prunable weights by name.
+            generator: a seeded CPU generator; the only source of randomness.
+            probe: the objective on a few batches, where there is one.
+        """
+        return {name: self.scores(weight.detach(), generator) for name, weight in weights.items()}
 
     @abstractmethod
     def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -47,16 +94,18 @@ class Hydra(Criterion):
     the weights frozen.
 
     Args:
-        init: "scaled" as above (the paper's, and essential), or "random" for the paper's ablation:
-            uniform in ±sqrt(6 / fan_in).
+        init: "scaled" as above (the paper's, and essential); "random" for the paper's ablation: uniform in
+            ±sqrt(6 / fan_in); "magnitude": s⁰ = θ, so that the search starts from LWM's mask under every allocation.
     """
 
     searches: ClassVar[bool] = True
 
-    init: Literal["scaled", "random"] = "scaled"
+    init: Literal["scaled", "random", "magnitude"] = "scaled"
 
     def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Return s⁰."""
+        if self.init == "magnitude":
+            return weight.clone()
         bound = math.sqrt(6.0 / fan_in(weight))
         if self.init == "random":
             drawn = torch.rand(weight.shape, generator=generator) * 2.0 - 1.0
@@ -69,6 +118,8 @@ class Hydra(Criterion):
 @dataclass(frozen=True)
 class LeastWeightMagnitude(Criterion):
     """Remove the weights of least magnitude: score = θ (Han et al. 2015; with robust training, arXiv 1906.06110)."""
+
+    live: ClassVar[bool] = True
 
     def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """Return a copy of the weight."""

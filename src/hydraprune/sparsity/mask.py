@@ -1,5 +1,6 @@
 """The scored mask: a parametrization through which every reader of `module.weight` sees the masked weight."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,21 +10,25 @@ from torch.nn.utils import parametrize
 
 
 class _StraightThrough(torch.autograd.Function):
-    """θ ⊙ m(s) with the straight-through gradient: ∂L/∂s = ∂L/∂(θ⊙m) · θ and ∂L/∂θ = ∂L/∂(θ⊙m) · m."""
+    """θ ⊙ m with the straight-through gradient, m being a function of the scores s and the layer's density k.
+
+    With G = ∂L/∂(θ⊙m): ∂L/∂s = G · θ, ∂L/∂θ = G · m and ∂L/∂k = Σ G · θ, the sum of the mask's gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, density: Tensor | None, mask: Tensor) -> Tensor:  # noqa: ARG004
         ctx.save_for_backward(weight, mask)
         return torch.where(mask, weight, 0.0)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         weight, mask = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_weight, needs_scores, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        needs_weight, needs_scores, needs_density, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
         weight_gradient = torch.where(mask, gradient, 0.0) if needs_weight else None
-        scores_gradient = gradient * weight if needs_scores else None
-        return weight_gradient, scores_gradient, None
+        of_mask = gradient * weight if needs_scores or needs_density else None
+        density_gradient = of_mask.sum() if of_mask is not None and needs_density else None
+        return weight_gradient, of_mask if needs_scores else None, density_gradient, None
 
 
 class ScoredMask(nn.Module):
@@ -35,15 +40,24 @@ class ScoredMask(nn.Module):
     Attributes:
         mask: boolean, shape of the weight; True is kept.
         scores: trainable, shape of the weight; importance is |score|. None once the mask is fixed.
+        rate: trainable scalar where the layer's density is learned: how far its logit has moved from the start.
+        watched: whether to keep the gradient towards the masked weight.
+        gradient: the last one, at kept and pruned places; None before the first backward pass.
     """
 
     mask: Tensor
     scores: nn.Parameter | None
+    rate: nn.Parameter | None
 
-    def __init__(self, mask: Tensor, scores: Tensor | None = None) -> None:
+    def __init__(self, mask: Tensor, scores: Tensor | None = None, signed: bool = False) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
         self.register_parameter("scores", None if scores is None else nn.Parameter(scores))
+        self.register_parameter("rate", None)
+        self._signed = signed
+        self._logit, self._least, self._step = 0.0, 0.0, 1.0
+        self.watched = False
+        self.gradient: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with pruned entries at zero; gradients reach the scores straight through.
@@ -53,16 +67,36 @@ class ScoredMask(nn.Module):
         """
         with torch.enable_grad():
             if self.scores is None:
-                return torch.where(self.mask, weight, 0.0)
-            masked: Tensor = _StraightThrough.apply(weight, self.scores, self.mask)  # type: ignore[no-untyped-call]
+                masked = torch.where(self.mask, weight, 0.0)
+            else:
+                density = None if self.rate is None else self.density
+                masked = _StraightThrough.apply(weight, self.scores, density, self.mask)  # type: ignore[no-untyped-call]
+            if self.watched and weight.requires_grad:
+                masked.register_hook(self._watch)  # type: ignore[no-untyped-call]
             return masked
+
+    def _watch(self, gradient: Tensor) -> None:
+        self.gradient = gradient.detach()
 
     @property
     def importance(self) -> Tensor:
-        """|scores|, detached."""
+        """|scores|, or the scores where their sign counts; detached."""
         if self.scores is None:
             raise ValueError("the mask is fixed: its scores are gone")
-        return self.scores.detach().abs()
+        return self.scores.detach() if self._signed else self.scores.detach().abs()
+
+    def learn_density(self, start: float, least: float, speed: float) -> None:
+        """Let the layer's density learn, from `start` and never below `least`, at `speed` times the learning rate."""
+        share = min(1.0 - 1e-4, max(1e-4, (start - least) / (1.0 - least)))
+        self._logit, self._least, self._step = math.log(share / (1.0 - share)), least, math.sqrt(speed)
+        self.rate = nn.Parameter(torch.zeros((), device=self.mask.device))
+
+    @property
+    def density(self) -> Tensor:
+        """σ(logit + √speed · rate) · (1 − least) + least, in (least, 1)."""
+        assert self.rate is not None
+        # √speed once here and once in the gradient make a step of the logit `speed` times as long.
+        return torch.sigmoid(self._logit + self._step * self.rate) * (1.0 - self._least) + self._least
 
 
 def has_mask(module: nn.Module) -> bool:

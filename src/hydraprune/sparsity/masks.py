@@ -3,30 +3,46 @@
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hydraprune.sparsity.allocations import Allocation
-from hydraprune.sparsity.criteria import Criterion
+from hydraprune.sparsity.coupling import coupled
+from hydraprune.sparsity.criteria import Criterion, Probe
+from hydraprune.sparsity.learned import Learned, Rates
 from hydraprune.sparsity.mask import ScoredMask, has_mask
-from hydraprune.sparsity.prunable import owners_by_parameter, prunable_weights
+from hydraprune.sparsity.patterns import Pattern, Weights
+from hydraprune.sparsity.prunable import check_axes, owners_by_parameter, parameters_of, prunable_weights
+from hydraprune.sparsity.regrowth import Fixed, Regrowth, exchanged
+from hydraprune.sparsity.rounds import score_in_rounds
+from hydraprune.sparsity.schedules import OneShot, SparsitySchedule
 from hydraprune.sparsity.summary import LayerSummary, Summary
 from hydraprune.sparsity.topk import check_sparsity
+
+SINGLE = Weights()
+AT_ONCE = OneShot()
 
 
 class MaskSet:
     """The masks of one network, which live and die together.
 
-    It owns no tensors: scores and masks are a parameter and a buffer of each layer's `ScoredMask` and travel with the
-    model's state dict.
+    It owns no tensors: scores, rates and masks are parameters and a buffer of each layer's `ScoredMask` and travel
+    with the model's state dict.
+
+    Args:
+        masks: by the name of the plain parameter, `features.0.weight`.
+        weights: the parameters behind them.
     """
 
-    def __init__(self, masks: Mapping[str, ScoredMask]) -> None:
+    def __init__(self, masks: Mapping[str, ScoredMask], weights: Mapping[str, nn.Parameter]) -> None:
         self._masks = dict(masks)
-        self._allocation: Allocation | None = None
-        self._sparsity = 0.0
+        self._weights = dict(weights)
+        self._plan: _Plan | None = None
+        self._regrowth: Regrowth = Fixed()
+        self._silent: list[tuple[nn.Parameter, Tensor]] = []
 
     @property
     def searching(self) -> bool:
@@ -37,25 +53,138 @@ class MaskSet:
         """Return the trainable scores, one tensor for each layer; empty once the masks are fixed."""
         return [mask.scores for mask in self._masks.values() if mask.scores is not None]
 
-    def allocate(self, allocation: Allocation, sparsity: float) -> None:
-        """Say how the masks follow from the scores, and compute them."""
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what a search trains: the scores, and the layers' rates where these are learned."""
+        return self.scores() + [mask.rate for mask in self._masks.values() if mask.rate is not None]
+
+    def allocate(
+        self,
+        allocation: Allocation,
+        sparsity: float,
+        pattern: Pattern = SINGLE,
+        schedule: SparsitySchedule = AT_ONCE,
+        live: bool = False,
+    ) -> None:
+        """Say how the masks follow from the scores, and compute them as they are at the beginning of the stage.
+
+        Args:
+            allocation: how many weights each layer keeps.
+            sparsity: the share removed in the end, in [0, 1).
+            pattern: which weights go together.
+            schedule: how the sparsity rises over the stage.
+            live: before each update the scores are set to the weights as they are.
+
+        Raises:
+            UserError: this sparsity cannot be had.
+        """
         check_sparsity(sparsity)
-        self._allocation, self._sparsity = allocation, sparsity
-        self.update()
+        start = {name: weight.detach().clone() for name, weight in self._weights.items()} if schedule.gradual else {}
+        self._plan = _Plan(allocation, sparsity, pattern, schedule, live, start)
+        if isinstance(allocation, Learned):
+            # What cannot be delivered is said now, not after the search.
+            begun = pattern.masks(allocation, self._importance(), sparsity)
+            for name, mask in begun.items():
+                least = allocation.least_density(sparsity)
+                self._masks[name].learn_density(float(mask.float().mean()), least, allocation.speed)
+        self.update(0.0)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Recompute every mask from its scores: once for each optimiser step. Fixed masks stay as they are."""
-        if not self.searching or self._allocation is None:
+    def update(self, progress: float = 1.0, before: float | None = None) -> None:
+        """Recompute every mask from its scores: once for each optimiser step. Fixed masks stay as they are.
+
+        Where masks regrow, the weights behind pruned places are held at 0 meanwhile: what grows then starts at 0, and
+        an average over updates is one of the weights that the network had.
+
+        Args:
+            progress: the part of the stage that is done, in [0, 1].
+            before: the same at the last update, where one was made in this stage.
+        """
+        self._hold()
+        plan = self._plan
+        if not self.searching or plan is None:
             return
-        importance = {name: mask.importance for name, mask in self._masks.items()}
-        for name, mask in self._allocation.masks(importance, self._sparsity).items():
-            self._masks[name].mask.copy_(mask)
+        if plan.live:
+            for name, mask in self._masks.items():
+                assert mask.scores is not None
+                mask.scores.copy_(self._weights[name])
+        sparsity = max(plan.schedule.sparsity(plan.sparsity, progress), plan.pattern.least_sparsity)
+        masks = plan.pattern.masks(self._allocation_at(plan, progress), self._importance(), sparsity)
+        for name, chosen in masks.items():
+            self._masks[name].mask.copy_(chosen)
+        if before is not None and plan.schedule.rewinds(progress, before):
+            for name, weight in self._weights.items():
+                weight.copy_(plan.start[name])
+
+    def _importance(self) -> dict[str, Tensor]:
+        return {name: mask.importance for name, mask in self._masks.items()}
+
+    def _allocation_at(self, plan: "_Plan", progress: float) -> Allocation:
+        """Return the allocation, or what it has learned so far."""
+        allocation = plan.allocation
+        if not isinstance(allocation, Learned):
+            return allocation
+        if progress == 0.0:
+            return allocation  # where the rates begin, to the weight
+        densities = {name: float(mask.density) for name, mask in self._masks.items()}
+        exact = plan.schedule.gradual or progress >= 1.0 - allocation.settle
+        return Rates(densities, exact, allocation.min_kept)
+
+    def penalty(self, epoch: float) -> Tensor | None:
+        """Return what learned densities cost beyond the budget, to be added to the loss; None for other masks."""
+        plan = self._plan
+        if plan is None or not isinstance(plan.allocation, Learned) or not self.searching:
+            return None
+        densities = [mask.density for mask in self._masks.values()]
+        sizes = [mask.mask.numel() for mask in self._masks.values()]
+        return plan.allocation.penalty(densities, sizes, plan.sparsity, epoch)
+
+    def let_regrow(self, regrowth: Regrowth) -> None:
+        """Say how fixed masks change while the weights learn."""
+        self._regrowth = regrowth
+        for mask in self._masks.values():
+            mask.watched = regrowth.moves
+        self._hold()
+
+    def silence(self, model: nn.Module, entries: Mapping[str, Tensor]) -> None:
+        """Hold entries of other parameters at 0 from here on, as `hydraprune.sparsity.silence` finds them.
+
+        Args:
+            model: that has the parameters.
+            entries: parameter name -> booleans of its shape, True for 0.
+        """
+        self._silent = [(model.get_parameter(name), chosen) for name, chosen in entries.items()]
+        self._hold()
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        for parameter, chosen in self._silent:
+            parameter.masked_fill_(chosen.to(parameter.device), 0.0)
+        if self._regrowth.moves:
+            for name, mask in self._masks.items():
+                self._weights[name].masked_fill_(~mask.mask, 0.0)
+
+    @torch.no_grad()
+    def regrow(self, step: int, steps: int, per_epoch: int) -> None:
+        """Exchange weights as the regrowth says after `step` of `steps` updates; those that come start at 0."""
+        share = self._regrowth.share(step, steps, per_epoch)
+        if share == 0.0:
+            return
+        for name, mask in self._masks.items():
+            if mask.gradient is not None:
+                mask.mask.copy_(exchanged(mask.mask, self._weights[name], mask.gradient, share))
+        self._hold()
+
+    def shuffle(self, seed: int) -> None:
+        """Put each layer's mask at random places, as many kept and of the same pattern: every criterion's control."""
+        generator = torch.Generator().manual_seed(seed)
+        pattern = Weights() if self._plan is None else self._plan.pattern
+        for name, chosen in pattern.shuffled(self.as_dict(), generator).items():
+            self._masks[name].mask.copy_(chosen)
 
     def fix(self) -> None:
         """Drop the scores: from here on the masks are constants."""
         for mask in self._masks.values():
-            mask.scores = None
+            mask.scores = mask.rate = None
 
     @contextlib.contextmanager
     def cached(self) -> Iterator[None]:
@@ -77,6 +206,18 @@ class MaskSet:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """How masks follow from scores; `start` holds the weights as the stage began, where it may go back to them."""
+
+    allocation: Allocation
+    sparsity: float
+    pattern: Pattern
+    schedule: SparsitySchedule
+    live: bool
+    start: dict[str, Tensor]
+
+
 def _weight_of(module: nn.Module) -> Tensor:
     assert isinstance(module.weight, Tensor)
     return module.weight.detach()
@@ -94,6 +235,7 @@ def attach(
     seed: int = 0,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    probe: Probe | None = None,
 ) -> MaskSet:
     """Put a scored mask on every prunable weight of `model`, in place; all weights are kept until `allocate`.
 
@@ -102,18 +244,29 @@ def attach(
         criterion: gives the initial scores.
         seed: of the criterion's random draws.
         include: name patterns of the weights to prune; `exclude`: of those to leave.
+        probe: the objective on a few batches, for criteria that need its gradients.
 
     Raises:
-        UserError: see `prunable_weights`.
+        UserError: see `prunable_weights`; or the criterion needs a probe.
     """
-    weights = prunable_weights(model, include, exclude)
-    generator = torch.Generator().manual_seed(seed)
+    found = prunable_weights(model, include, exclude)
+    weights = parameters_of(found)
+    scores = criterion.score_network(model, weights, torch.Generator().manual_seed(seed), probe)
+    return _put_scored(found, weights, scores, criterion.signed)
+
+
+def _put_scored(
+    found: Mapping[str, Sequence[nn.Module]],
+    weights: Mapping[str, nn.Parameter],
+    scores: Mapping[str, Tensor],
+    signed: bool,
+) -> MaskSet:
     masks = {}
-    for name, holders in weights.items():
-        weight = _weight_of(holders[0])
-        masks[name] = ScoredMask(torch.ones_like(weight, dtype=torch.bool), criterion.scores(weight, generator))
+    for name, holders in found.items():
+        everything = torch.ones_like(weights[name], dtype=torch.bool)
+        masks[name] = ScoredMask(everything, scores[name].detach(), signed)
         _put_on(holders, masks[name])
-    return MaskSet(masks)
+    return MaskSet(masks, weights)
 
 
 def prune(
@@ -124,6 +277,11 @@ def prune(
     seed: int = 0,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    *,
+    pattern: Pattern = SINGLE,
+    schedule: SparsitySchedule = AT_ONCE,
+    probe: Probe | None = None,
+    image: Tensor | None = None,
 ) -> MaskSet:
     """Attach masks and set them from the criterion's initial scores. For `hydra`, training the scores comes next.
 
@@ -134,10 +292,25 @@ def prune(
         sparsity: the share of weights removed, in [0, 1).
         seed: of the criterion's random draws.
         include: name patterns of the weights to prune; `exclude`: of those to leave.
+        pattern: which weights go together.
+        schedule: how the sparsity rises over the stage that follows; a gradual one begins with all weights.
+        probe: the objective on a few batches, for criteria that need its gradients.
+        image: (1, channels, height, width), for patterns that ask which layers depend on each other.
+
+    Raises:
+        UserError: nothing to prune, a criterion that lacks its probe, a sparsity that cannot be had.
     """
     check_sparsity(sparsity)
-    masks = attach(model, criterion, seed, include, exclude)
-    masks.allocate(allocation, sparsity)
+    found = prunable_weights(model, include, exclude)
+    if pattern.whole_outputs and len(found) > 1:
+        found.popitem()
+    if not isinstance(pattern, Weights):
+        check_axes(found)
+    pattern = coupled(pattern, model, image, found)
+    weights = parameters_of(found)
+    scores = score_in_rounds(model, weights, criterion, allocation, sparsity, pattern, seed, probe)
+    masks = _put_scored(found, weights, scores, criterion.signed)
+    masks.allocate(allocation, sparsity, pattern, schedule, live=criterion.live and schedule.gradual)
     return masks
 
 
@@ -149,15 +322,16 @@ def attach_fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> MaskSet:
         masks: parameter name (`features.0.weight`) -> boolean tensor of the parameter's shape.
     """
     owners = owners_by_parameter(model)
-    placed = {}
+    placed, weights = {}, {}
     for name, mask in masks.items():
         module = model.get_submodule(name.rpartition(".")[0])
         if has_mask(module):
             continue  # one module, or one tied weight, under two names
         holders = owners[id(module._parameters["weight"])].values()
+        weights[name] = module.get_parameter("weight")
         placed[name] = ScoredMask(torch.empty_like(_weight_of(module), dtype=torch.bool).copy_(mask))
         _put_on(holders, placed[name])
-    return MaskSet(placed)
+    return MaskSet(placed, weights)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Which weights are pruned: a rule that can be read, and changed by patterns of names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -53,6 +53,21 @@ def prunable_weights(
             f"without {list(exclude)}"
         )
     return found
+
+
+def parameters_of(found: Mapping[str, Sequence[nn.Module]]) -> dict[str, nn.Parameter]:
+    """Return the weights themselves of what `prunable_weights` found, before they are masked."""
+    return {name: holders[0].get_parameter("weight") for name, holders in found.items()}
+
+
+def check_axes(found: Mapping[str, Sequence[nn.Module]]) -> None:
+    """Raise `UserError` for a weight whose first dimension is not its outputs, as patterns take it to be."""
+    for name, holders in found.items():
+        if isinstance(holders[0], (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            raise UserError(
+                f"'{name}' is of a {type(holders[0]).__name__}, whose channels lie the other way round: only pattern "
+                "'weights' prunes it; leave it out with an exclude pattern"
+            )
 
 
 def owners_by_parameter(model: nn.Module) -> dict[int, dict[str, nn.Module]]:

@@ -1,7 +1,7 @@
 """Networks with masks as plain named tensors, so that what is stored does not depend on how masks are attached.
 
-`features.0.weight` is the weight before masking, `features.0.weight.mask` its mask and `features.0.weight.scores`,
-while the search lasts, its scores.
+`features.0.weight` is the weight before masking, `features.0.weight.mask` its mask and, while the search lasts,
+`features.0.weight.scores` its scores and `features.0.weight.rate` its layer's learned rate.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> MaskSet | None:
     weights = {
         name: tensor
         for name, tensor in tensors.items()
-        if name in expected or not name.endswith((".weight.mask", ".weight.scores"))
+        if name in expected or not name.endswith((".weight.mask", ".weight.scores", ".weight.rate"))
     }
     for name in sorted(set(expected) | set(weights)):
         _compare(model, name, weights.get(name), expected.get(name))

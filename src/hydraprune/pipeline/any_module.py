@@ -1,0 +1,153 @@
+"""Pruning in one call: a module of your own in, a smaller one out, without a recipe or a run folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hydraprune import sparsity as masking
+from hydraprune.console import Progress, SilentProgress
+from hydraprune.data import Batches, Dataset, LabelledImages, Split
+from hydraprune.engine import Hardware, Training, Work, train
+from hydraprune.errors import UserError
+from hydraprune.objectives import OBJECTIVES, Objective
+from hydraprune.pipeline.probe import objective_probe
+from hydraprune.pipeline.recipe import Pruning, Recipe
+from hydraprune.registry import Registry
+from hydraprune.sparsity import ALLOCATIONS, CRITERIA, PATTERNS, Allocation, Criterion, OwnFunction, Pattern
+
+T = TypeVar("T")
+
+DEFAULTS = Recipe()
+
+
+def prune(
+    model: nn.Module,
+    sparsity: float = 0.99,
+    *,
+    data: Dataset | LabelledImages | tuple[Tensor, Tensor],
+    objective: Objective | str = DEFAULTS.objective,
+    criterion: Criterion | str | Callable[[Tensor], Tensor] = "hydra",
+    allocation: Allocation | str = "global",
+    pattern: Pattern | str = "weights",
+    search: Training = DEFAULTS.prune.search,
+    finetune: Training = DEFAULTS.finetune,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    hardware: Hardware = DEFAULTS.hardware,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Return a pruned and fine-tuned copy of a trained network; removed weights are exactly 0 in plain tensors.
+
+    Args:
+        model: any module with Conv or Linear layers that maps (batch, channels, height, width) pixels in [0, 1] to
+            (batch, classes) logits. It is left as it is.
+        sparsity: share of the prunable weights to remove, in [0, 1).
+        data: to learn from: a data set (its training split), a split, or images and labels: uint8 in 0..255 or
+            floating point in [0, 1], and int64.
+        objective: what search and fine-tuning minimise, or its name: trades, pgd-at, benign, …
+        criterion: how a weight is scored, its name, or a function weight -> scores of your own.
+        allocation: how many each layer keeps, or its name: global, lamp, learned, …
+        pattern: which weights go together, or its name: weights, n-of-m, blocks, channels.
+        search: how scores are trained. Distillation, here and in `finetune`, is from `model`.
+        finetune: how the weights that stay are trained; criteria without a search get its epochs too.
+        include: name patterns of the weights that are pruned; `exclude`: of those that are not.
+        seed: of order, attacks and random scores.
+        hardware: device, precision, memory format, threads.
+        progress: where to show bars.
+
+    Returns:
+        A copy of the network in eval mode, on the CPU.
+
+    Raises:
+        UserError: a mistake in what was given, in one line.
+    """
+    spec = Pruning(
+        _chosen_criterion(criterion),
+        _chosen(allocation, ALLOCATIONS),
+        sparsity,
+        _chosen(pattern, PATTERNS),
+        include=tuple(include),
+        exclude=tuple(exclude),
+        search=search,
+    )
+    recipe = Recipe(seed=seed, objective=_chosen(objective, OBJECTIVES), prune=spec, finetune=finetune)
+    if complaints := recipe.complaints():
+        raise UserError("; ".join(complaints))
+    fabric = hardware.fabric()
+    split = _split(data)
+    pruned = hardware.place(masking.bake(model))
+    fabric.to_device(pruned)
+    weights = [parameter for parameter in pruned.parameters() if parameter.requires_grad]
+
+    def batches(training: Training) -> Batches:
+        return Batches(
+            split,
+            training.batch_size,
+            seed,
+            drop_last=len(split) >= training.batch_size,
+            channels_last=hardware.channels_last,
+            device=fabric.device,
+            workers=hardware.workers,
+        )
+
+    probe = None
+    if spec.criterion.needs_probe:
+        probe = objective_probe(recipe.objective, batches(search), spec.probe_batches, seed)
+    masks = masking.prune(
+        pruned,
+        spec.criterion,
+        spec.allocation,
+        sparsity,
+        seed,
+        spec.include,
+        spec.exclude,
+        pattern=spec.pattern,
+        probe=probe,
+        image=torch.zeros(1, *split.in_shape),
+    )
+    learning = masks.parameters() if spec.criterion.searches else []
+    learning += weights if spec.trains_weights else []
+    after = replace(finetune, epochs=recipe.finetune_epochs)
+    with TemporaryDirectory() as folder:
+        for title, training, parameters in (
+            ("prune", recipe.prune_training, learning or masks.scores()),
+            ("finetune", after, weights),
+        ):
+            teacher = fabric.to_device(hardware.place(masking.bake(model))) if training.distillation.on else None
+            work = Work(pruned, parameters, recipe.objective, batches(training), masks, None, seed, teacher)
+            train(work, training, fabric, Path(folder) / title, progress or SilentProgress(), title)
+            masks.fix()
+            if spec.pattern.whole_outputs:
+                masks.silence(pruned, masking.silence(pruned, torch.zeros(1, *split.in_shape)))
+    return masking.bake(pruned).cpu().eval()
+
+
+def _chosen(value: T | str, registry: Registry[type[T]]) -> T:
+    return registry[value]() if isinstance(value, str) else value
+
+
+def _chosen_criterion(value: Criterion | str | Callable[[Tensor], Tensor]) -> Criterion:
+    if isinstance(value, Criterion):
+        return value
+    return CRITERIA[value]() if isinstance(value, str) else OwnFunction(value, getattr(value, "__name__", "function"))
+
+
+def _split(data: Dataset | LabelledImages | tuple[Tensor, Tensor]) -> LabelledImages:
+    if isinstance(data, Dataset):
+        return data.train
+    if not isinstance(data, tuple):
+        return data
+    images, labels = data
+    if images.is_floating_point():
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise UserError(
+                "images of floating point must be pixels in [0, 1]; normalise in the network's first layer"
+            )
+        images = (images * 255).round().to(torch.uint8)
+    return Split(images, labels)

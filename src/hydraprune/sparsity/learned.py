@@ -1,0 +1,116 @@
+"""Layer rates that learn together with the scores, under one budget for the network."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hydraprune.errors import UserError
+from hydraprune.sparsity.allocations import ALLOCATIONS, Allocation, round_to
+from hydraprune.sparsity.topk import kept_count
+
+
+@ALLOCATIONS.register("learned")
+@dataclass(frozen=True)
+class Learned(Allocation):
+    """Each layer's density is trained with the scores: HARP (Zhao and Wressnegger, ICLR 2023).
+
+    Density of layer l: k_l = σ(r_l) · (1 − k_min) + k_min with k_min = `floor` · (1 − sparsity); its mask keeps the
+    round(k_l · n_l) best. r_l learns by the objective, straight through: ∂L/∂k_l = Σ_i ∂L/∂m_i over the layer's
+    weights, and by a penalty γ · max(Σ k_l n_l / kept − 1, 0) on what exceeds the budget, where
+    γ = `gamma` · (epoch + 1). Over the last `settle` of the search the densities are scaled by one factor, so that
+    scores learn under exactly the budget, which is what is delivered.
+
+    Criteria that do not search get the counts of `start`.
+
+    Args:
+        start: the allocation that the densities begin with.
+        floor: the least density of a layer, as a share of the network's.
+        speed: learning rate of the rates, as a share of the scores'. The sum over a layer's weights is a large
+            gradient: at the rates of a score search, 1 throws densities from end to end.
+        gamma: how fast the penalty grows.
+        settle: share of the search at its end under the exact budget, in [0, 1]; with 1, and under a gradual
+            schedule, the budget holds all the time and layers only trade weights with each other.
+        min_kept: weights that every layer keeps.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    # Differs from HARP: γ keeps growing with the epoch instead of being frozen when the budget is met. Within the
+    # budget the penalty is 0 either way, and γ stays a function of the epoch alone. Weight decay draws r_l to where
+    # it began and not to σ(0) = 1/2, for what learns is its difference from the start.
+
+    start: Literal["uniform", "erk", "igq", "lamp", "global"] = "lamp"
+    floor: float = 0.1
+    speed: float = 0.01
+    gamma: float = 0.01
+    settle: float = 0.2
+    min_kept: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("floor", "settle"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"learned: {name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("speed", "gamma", "min_kept"):
+            if getattr(self, name) < 0:
+                raise UserError(f"learned: {name} must be at least 0, got {getattr(self, name)}")
+
+    def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
+        """Return the counts that the densities begin with."""
+        return ALLOCATIONS[self.start]().counts(importance, sparsity)
+
+    def least_density(self, sparsity: float) -> float:
+        """Return k_min."""
+        return self.floor * (1.0 - sparsity)
+
+    def penalty(self, densities: Sequence[Tensor], sizes: Sequence[int], sparsity: float, epoch: float) -> Tensor:
+        """Return γ · max(Σ k_l n_l / kept − 1, 0), with gradients towards the densities."""
+        kept = torch.stack([density * size for density, size in zip(densities, sizes, strict=True)]).sum()
+        excess = kept / kept_count(sparsity, sum(sizes)) - 1.0
+        return self.gamma * (math.floor(epoch) + 1) * excess.clamp(min=0.0)
+
+
+@dataclass(frozen=True)
+class Rates(Allocation):
+    """Given densities.
+
+    Args:
+        densities: of each layer.
+        exact: scale them by one factor, so that the network keeps exactly what the sparsity says.
+        min_kept: weights that every layer keeps.
+    """
+
+    densities: Mapping[str, float]
+    exact: bool
+    min_kept: int = 1
+
+    def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
+        """Return each layer's density · n, rounded."""
+        sizes = {name: tensor.numel() for name, tensor in importance.items()}
+        least = {name: min(self.min_kept, size) for name, size in sizes.items()}
+        if not self.exact:
+            return {n: min(size, max(least[n], round(self.densities[n] * size))) for n, size in sizes.items()}
+        target = kept_count(sparsity, sum(sizes.values()))
+        if target < sum(least.values()):
+            raise UserError(
+                f"sparsity {sparsity} keeps {target} of {sum(sizes.values())} weights, fewer than the "
+                f"{sum(least.values())} that learned allocation keeps alive ({self.min_kept} a layer); use a lower "
+                "sparsity or min_kept"
+            )
+
+        def kept(log_factor: float) -> dict[str, float]:
+            factor = math.exp(log_factor)
+            return {
+                n: min(float(size), max(float(least[n]), factor * self.densities[n] * size))
+                for n, size in sizes.items()
+            }
+
+        low, high = -60.0, 60.0
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (low, middle) if sum(kept(middle).values()) >= target else (middle, high)
+        return round_to(kept(low), sizes, target)

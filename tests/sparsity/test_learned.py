@@ -1,0 +1,150 @@
+"""Rates that learn with the scores: the gradient by hand, the penalty, the budget, and where they begin."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hydraprune.errors import UserError
+from hydraprune.sparsity import Global, Hydra, Lamp, Learned, ScoredMask, kept_count, plain_state, prune, restore
+from hydraprune.sparsity.learned import Rates
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 6, bias=False), nn.Linear(6, 20, bias=False))
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, ScoredMask)]
+
+
+@pytest.mark.parametrize("start", ["uniform", "erk", "igq", "lamp", "global"])
+def test_densities_begin_where_the_start_allocation_is_to_the_weight(start):
+    model = network()
+    masks = prune(model, Hydra(), Learned(start=start), 0.7)
+    kept = [layer.kept for layer in masks.summary().layers]
+    assert sum(kept) == kept_count(0.7, 180)
+    for layer, count in zip(layers(model), kept, strict=True):
+        assert layer.density.item() == pytest.approx(count / layer.mask.numel(), rel=1e-5)
+    masks.update(0.01)
+    assert [layer.kept for layer in masks.summary().layers] == kept
+    assert len(masks.parameters()) == 4
+
+
+def test_the_gradient_of_a_rate_is_the_sum_of_the_masks_straight_through():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    model[0].weight = nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, -4.0]]))
+    masks = prune(model, Hydra(), Learned(speed=0.25), 0.5)
+    (layer,) = layers(model)
+    x, c = torch.tensor([[5.0, 7.0]]), torch.tensor([[11.0, 13.0]])
+    (model(x) * c).sum().backward()
+    # ∂L/∂(θ⊙m) = c xᵀ = [[55, 77], [65, 91]]; with θ: 55 − 154 + 195 − 364 = −268, of kept and pruned weights alike.
+    least, density = 0.1 * 0.5, 0.5
+    sigma = (density - least) / (1 - least)
+    slope = sigma * (1 - sigma) * (1 - least)
+    assert float(layer.rate.grad) == pytest.approx(-268 * slope * math.sqrt(0.25), rel=1e-4)
+    assert layer.scores.grad.tolist() == [[55.0, -154.0], [195.0, -364.0]]
+    before = layer.density.detach()
+    with torch.no_grad():
+        layer.rate -= 0.001 * layer.rate.grad
+    step = float(layer.density.detach() - before)
+    assert step == pytest.approx(0.001 * 268 * slope * slope * 0.25, rel=1e-2)  # `speed` times the plain step
+    masks.update(0.5)
+
+
+def test_the_penalty_is_the_excess_times_a_weight_that_grows_with_the_epoch():
+    densities = [torch.tensor(0.5, requires_grad=True), torch.tensor(0.25, requires_grad=True)]
+    allocation = Learned(gamma=0.01)
+    # 100 · 0.5 + 200 · 0.25 = 100 kept where 60 may be: an excess of 2/3.
+    for epoch, weight in ((0.0, 0.01), (0.9, 0.01), (3.2, 0.04)):
+        found = allocation.penalty(densities, [100, 200], 0.8, epoch)
+        assert found.item() == pytest.approx(weight * 2 / 3)
+    found.backward()
+    assert [float(d.grad) for d in densities] == pytest.approx([0.04 * 100 / 60, 0.04 * 200 / 60])
+    assert allocation.penalty(densities, [100, 200], 0.5, 3.0).item() == 0.0
+
+
+def test_the_penalty_draws_densities_back_to_the_budget():
+    masks = prune(network(), Hydra(), Learned(gamma=1.0), 0.8)
+    rates = masks.parameters()[2:]
+    with torch.no_grad():
+        for rate in rates:
+            rate.fill_(20.0)
+    optimiser = torch.optim.SGD(rates, lr=20.0)
+    for _ in range(500):
+        optimiser.zero_grad()
+        masks.penalty(0.0).backward()
+        optimiser.step()
+    masks.update(0.5)
+    assert masks.summary().kept <= 1.05 * kept_count(0.8, 180)
+
+
+def test_the_search_is_free_until_it_settles_and_then_keeps_to_the_budget():
+    masks = prune(network(), Hydra(), Learned(settle=0.25), 0.8)
+    with torch.no_grad():
+        for rate in masks.parameters()[2:]:
+            rate.fill_(8.0)
+    masks.update(0.74)
+    free = masks.summary().kept
+    assert free > 36
+    masks.update(0.75)
+    assert masks.summary().kept == 36
+    masks.update(1.0)
+    assert masks.summary().kept == 36
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(st.integers(1, 3000), st.floats(1e-6, 1.0)), min_size=1, max_size=8), st.integers(0, 9999))
+def test_scaled_densities_keep_the_budget_to_the_weight_and_their_order(drawn, parts):
+    importance = {str(i): torch.empty(n, device="meta") for i, (n, _) in enumerate(drawn)}
+    rates = Rates({str(i): density for i, (_, density) in enumerate(drawn)}, exact=True)
+    target = kept_count(parts / 10000, sum(n for n, _ in drawn))
+    if target < len(drawn):
+        with pytest.raises(UserError, match="learned allocation keeps alive"):
+            rates.counts(importance, parts / 10000)
+        return
+    kept = list(rates.counts(importance, parts / 10000).values())
+    assert sum(kept) == target
+    assert all(1 <= count <= n for count, (n, _) in zip(kept, drawn, strict=True))
+    for count, (n, density) in zip(kept, drawn, strict=True):
+        for other, (m, other_density) in zip(kept, drawn, strict=True):
+            if density >= other_density and 1 < count < n and 1 < other < m:
+                assert (count + 1.01) / n >= (other - 1.01) / m
+
+
+def test_criteria_that_do_not_search_get_what_the_start_gives():
+    one, other = network(), network()
+    learned = prune(one, Hydra(), Learned(start="global"), 0.8).as_dict()
+    plain = prune(other, Hydra(), Global(), 0.8).as_dict()
+    assert all(torch.equal(learned[name], plain[name]) for name in plain)
+    assert not torch.equal(prune(network(), Hydra(), Lamp(), 0.8).as_dict()["0.weight"], plain["0.weight"])
+
+
+def test_a_network_with_rates_is_stored_under_plain_names_and_comes_back():
+    model, other = network(), network()
+    masks = prune(model, Hydra(), Learned(), 0.8)
+    stored = plain_state(model)
+    assert {"0.weight.mask", "0.weight.scores", "0.weight.rate"} <= stored.keys()
+    found = restore(other, stored)
+    assert all(torch.equal(found.as_dict()[name], mask) for name, mask in masks.as_dict().items())
+    masks.fix()
+    assert masks.parameters() == []
+    assert masks.penalty(0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"floor": 2.0}, r"floor must be in \[0, 1\], got 2.0"),
+        ({"settle": -0.1}, r"settle must be in \[0, 1\]"),
+        ({"gamma": -1.0}, "gamma must be at least 0"),
+        ({"speed": -1.0}, "speed must be at least 0"),
+    ],
+)
+def test_values_out_of_range_are_named(wrong, message):
+    with pytest.raises(UserError, match=message):
+        Learned(**wrong)
