@@ -44,3 +44,15 @@ def test_a_version_that_cannot_be_had_is_one_line_with_pips_word(tmp_path):
     script = f'if [ "$2" = venv ]; then {made}; fi; exit 0'
     programs = {"goodpython": script, "df": "echo header; echo disk 9 9 99999 9 /"}
     assert_one_line(set_up(tmp_path, "goodpython", programs), "No matching distribution found for torch==2.13.0")
+
+
+def test_no_compiler_stops_nothing_and_is_said(tmp_path):
+    """The package installs without its kernels; the set-up notices that they are missing."""
+    python = 'case "$*" in *kernels*) exit 1;; esac'
+    made = f'mkdir -p "$3/bin"; printf \'#!/bin/bash\\n{python}\\n\' > "$3/bin/python"; chmod +x "$3/bin/python"'
+    script = f'if [ "$2" = venv ]; then {made}; fi; exit 0'
+    done = set_up(tmp_path, "goodpython", {"goodpython": script, "df": "echo header; echo disk 9 9 99999 9 /"})
+    assert done.returncode == 0
+    assert (tmp_path / "venv" / ".ready").exists()
+    (said,) = [line for line in done.stderr.splitlines() if not line.startswith("setting up")]
+    assert said.startswith("no C++ compiler: the sparse runtime will take its slow path")
