@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -248,103 +247,6 @@ class Dense(Weighted):
     def pull(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return rows · W."""
         return (torch.matmul(rows, self.weight),)
-
-
-class Convolution(Weighted):
-    """A 2-D convolution, grouped or not, zeros around it."""
-
-    def __init__(
-        self,
-        shapes: tuple[Shape, Shape],
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> None:
-        super().__init__(shapes, weight, bias, channel_dim=0)
-        self._window: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-        self._groups = groups
-
-    def by_channel(self, values: Tensor) -> Tensor:
-        """Return (channels, 1, 1)."""
-        return values.reshape(-1, 1, 1)
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Convolve."""
-        return F.conv2d(x, weight, bias, groups=self._groups, **self._window)
-
-    @cached_property
-    def _left_over(self) -> list[int]:
-        """Rows and columns at the far end that no window reaches."""
-        high, wide = (
-            size - ((out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
-            for size, out, kernel, stride, padding, dilation in zip(
-                self.in_shape[1:], self.out_shape[1:], self.weight.shape[2:], *self._window.values(), strict=True
-            )
-        )
-        return [high, wide]
-
-    def pull(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Convolve with the transposed kernel."""
-        if self._groups == 1 and self.weight[0].numel() <= self.weight.shape[0]:
-            # Few input channels, as in a first layer: one product of matrices is twice as fast as the convolution.
-            columns = torch.matmul(self.weight.flatten(1).t(), rows.flatten(2))
-            folding = {name: self._window[name] for name in ("dilation", "padding", "stride")}
-            return (F.fold(columns, self.in_shape[1:], (self.weight.shape[2], self.weight.shape[3]), **folding),)
-        pulled = F.conv_transpose2d(
-            rows,
-            self.weight,
-            None,
-            output_padding=self._left_over,
-            groups=self._groups,
-            **self._window,
-        )
-        return (pulled,)
-
-
-class TransposedConvolution(Weighted):
-    """A transposed 2-D convolution: its weight is (in, out / groups, height, width)."""
-
-    def __init__(
-        self,
-        shapes: tuple[Shape, Shape],
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        output_padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> None:
-        super().__init__(shapes, weight, bias, channel_dim=1)
-        self._window: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-        self._output_padding, self._groups = output_padding, groups
-
-    def by_channel(self, values: Tensor) -> Tensor:
-        """Return (channels, 1, 1)."""
-        return values.reshape(-1, 1, 1)
-
-    @cached_property
-    def terms(self) -> int:  # type: ignore[override]
-        """All products that could meet in one output, whatever the stride keeps apart."""
-        return self.weight[:, 0].numel() // self._groups + self.slack
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Convolve, transposed."""
-        return F.conv_transpose2d(
-            x,
-            weight,
-            bias,
-            output_padding=self._output_padding,
-            groups=self._groups,
-            **self._window,
-        )
-
-    def pull(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Convolve."""
-        return (F.conv2d(rows, self.weight, groups=self._groups, **self._window),)
 
 
 class Nonnegative(Linear):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from hydraprune.bounds.convolutions import Convolution, TransposedConvolution, Window
 from hydraprune.bounds.nonlinear import LeakyReLU, MaxPool
 from hydraprune.bounds.operations import (
     Concat,
-    Convolution,
     Dense,
     Diagonal,
     Nonnegative,
@@ -20,7 +20,6 @@ from hydraprune.bounds.operations import (
     Reshape,
     Shape,
     Sum,
-    TransposedConvolution,
 )
 from hydraprune.errors import UserError
 
@@ -129,9 +128,7 @@ def _conv(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
         site.both(parent, node),
         site.read(module.weight),
         site.optional(module.bias),
-        module.stride,
-        padding,
-        module.dilation,
+        Window(module.stride, padding, module.dilation),
         module.groups,
     )
 
@@ -142,11 +139,9 @@ def _transposed_conv(node: fx.Node, parent: fx.Node, module: Any, site: Site) ->
         site.both(parent, node),
         site.read(module.weight),
         site.optional(module.bias),
-        module.stride,
-        module.padding,
-        module.output_padding,
-        module.dilation,
+        Window(module.stride, module.padding, module.dilation),
         module.groups,
+        module.output_padding,
     )
 
 
