@@ -11,7 +11,7 @@ from hydraprune.attacks import Eps
 from hydraprune.errors import Interrupted, UserError
 from hydraprune.evaluation import certified
 from hydraprune.objectives import IBP, Benign
-from hydraprune.pipeline import Certification, Model, run, stages
+from hydraprune.pipeline import Certification, Model, descriptions, run, stages
 from hydraprune.pipeline.project import open_project
 
 
@@ -54,9 +54,9 @@ def test_without_it_nothing_is_certified_and_no_stage_has_another_name(quick, pr
     rows = run(quick, tmp_path).rows
     assert all("certified_accuracy" not in row and "preserved_certified" not in row for row in rows)
     with_it = replace(quick, evaluation=proven.evaluation)
-    network = stages.pretrain_stage(open_project(quick, tmp_path))
-    assert stages.pretrain_stage(open_project(with_it, tmp_path)) == network
-    one, other = (stages.evaluate_stage(open_project(recipe, tmp_path), network) for recipe in (quick, with_it))
+    network = descriptions.pretrain_stage(open_project(quick, tmp_path))
+    assert descriptions.pretrain_stage(open_project(with_it, tmp_path)) == network
+    one, other = (descriptions.evaluate_stage(open_project(recipe, tmp_path), network) for recipe in (quick, with_it))
     assert one == other
 
 
@@ -82,7 +82,7 @@ def test_a_certification_that_is_stopped_goes_on(quick, tmp_path, monkeypatch):
 
 def test_the_initialisation_for_bounds_is_in_the_network_and_in_the_name_of_its_stages(quick, proven, tmp_path):
     plain, other = (open_project(recipe, tmp_path) for recipe in (quick, replace(quick, model=Model(init="ibp"))))
-    assert stages.pretrain_stage(plain) != stages.pretrain_stage(other)
+    assert descriptions.pretrain_stage(plain) != descriptions.pretrain_stage(other)
     weight = dict(stages._fresh(other).named_parameters())["network.fc1.weight"]
     assert float(weight.detach().std()) == pytest.approx((2 * torch.pi) ** 0.5 / weight.shape[1], rel=0.05)
     last = dict(stages._fresh(other).named_parameters())["network.fc2.weight"]

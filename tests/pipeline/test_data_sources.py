@@ -13,7 +13,7 @@ from hydraprune.cli import main
 from hydraprune.data import Dataset, RandomResizedCrop, Split
 from hydraprune.engine import Hardware, Training
 from hydraprune.errors import UserError
-from hydraprune.pipeline import Data, Recipe, open_target, run, stages
+from hydraprune.pipeline import Data, Recipe, descriptions, open_target, run, stages
 from hydraprune.pipeline.project import open_project
 
 IMAGENETTE = Path(__file__).parents[2].parent / "shared" / "data" / "imagenette-mini"
@@ -58,7 +58,7 @@ def test_a_folder_of_images_goes_through_every_stage_and_its_artefact_finds_it_a
 
 def test_another_folder_or_size_is_another_stage(on_folder, folder, tmp_path):
     def key(data: Data) -> str:
-        return stages.pretrain_stage(open_project(replace(on_folder, data=data), tmp_path / "run")).key
+        return descriptions.pretrain_stage(open_project(replace(on_folder, data=data), tmp_path / "run")).key
 
     first = key(on_folder.data)
     assert key(on_folder.data) == first
@@ -83,7 +83,7 @@ def test_extra_images_are_in_every_batch_and_in_the_hash(quick, coloured, tmp_pa
         training = Training(epochs=1, batch_size=8)
         project = open_project(replace(quick, data=data, pretrain=training), tmp_path / "run", dataset=coloured)
         made = stages.pretrain(project)
-        return stages.pretrain_stage(project).key, json.loads(made.history.read_text())["epochs"][0]["step"]
+        return descriptions.pretrain_stage(project).key, json.loads(made.history.read_text())["epochs"][0]["step"]
 
     plain = Data("coloured", tmp_path, validation_fraction=0.0)
     key, steps = history(plain)

@@ -12,7 +12,7 @@ from hydraprune import pipeline
 from hydraprune.engine import SGD, Hardware, Training, graceful, request_stop
 from hydraprune.errors import Interrupted, UserError
 from hydraprune.objectives import Benign
-from hydraprune.pipeline import make_stage, stages
+from hydraprune.pipeline import descriptions, make_stage, stages
 from hydraprune.sparsity import (
     ALLOCATIONS,
     CRITERIA,
@@ -72,7 +72,7 @@ def test_every_way_of_pruning_delivers_its_count_and_keeps_it_through_fine_tunin
     if kind != "channels":
         assert sum(kept(tuned).values()) == kept_count(0.9, total)
     project = pipeline.open_project(recipe, tmp_path)
-    network = stages.load_network(project, stages.finetune_stage(project))
+    network = stages.load_network(project, descriptions.finetune_stage(project))
     for name, tensor in network.state_dict().items():
         if f"{name}.mask" in tuned:
             assert (tensor[~tuned[f"{name}.mask"]] == 0).all()
@@ -82,7 +82,7 @@ def test_every_way_of_pruning_delivers_its_count_and_keeps_it_through_fine_tunin
 def test_keys_depend_on_what_matters_and_on_nothing_else(quick, tmp_path):
     def keys(**changed):
         project = pipeline.open_project(with_prune(quick, **changed), tmp_path)
-        return stages.prune_stage(project).key, stages.finetune_stage(project).key
+        return descriptions.prune_stage(project).key, descriptions.finetune_stage(project).key
 
     plain = keys()
     assert keys(probe_batches=9) == plain
@@ -97,9 +97,9 @@ def test_a_benign_network_is_pruned_by_the_robust_objective(quick, tmp_path):
     """The dense network is shared with a benign run; the search is not."""
     mixed, benign = replace(quick, pretrain_objective=Benign()), replace(quick, objective=Benign())
     projects = [pipeline.open_project(recipe, tmp_path) for recipe in (mixed, benign, quick)]
-    pretrains = [stages.pretrain_stage(project).key for project in projects]
+    pretrains = [descriptions.pretrain_stage(project).key for project in projects]
     assert pretrains[0] == pretrains[1] != pretrains[2]
-    assert len({stages.prune_stage(project).key for project in projects}) == 3
+    assert len({descriptions.prune_stage(project).key for project in projects}) == 3
     dense, sub = (stage(mixed, tmp_path, name)[1] for name in ("pretrain", "prune"))
     assert all(torch.equal(tensor, sub[name]) for name, tensor in dense.items() if name.endswith("weight"))
 

@@ -12,7 +12,7 @@ from hydraprune import data, evaluation, export
 from hydraprune.data import Dataset, Split
 from hydraprune.engine import Hardware
 from hydraprune.errors import UserError
-from hydraprune.pipeline import Recipe, compare, make_stage, open_target, run, stages
+from hydraprune.pipeline import Recipe, compare, descriptions, make_stage, open_target, run, stages
 from hydraprune.pipeline.project import open_project
 from hydraprune.sparsity import LeastWeightMagnitude, Uniform
 
@@ -48,7 +48,7 @@ def test_rows_say_what_was_asked_delivered_and_preserved(quick, tmp_path):
 def test_the_artefact_predicts_to_the_bit_what_was_evaluated(quick, tmp_path):
     result = run(quick, tmp_path)
     project = open_project(quick, tmp_path)
-    network = stages.load_network(project, stages.finetune_stage(project))
+    network = stages.load_network(project, descriptions.finetune_stage(project))
     images = project.test.images.float() / 255
     with torch.no_grad():
         assert torch.equal(result.network()(images), network(images))
@@ -97,7 +97,7 @@ def test_a_network_with_tied_weights_goes_from_training_to_artefact_and_stays_ti
 def test_a_stage_folder_is_named_by_what_determines_it(quick, tmp_path):
     project = open_project(quick, tmp_path)
     keys = {
-        name: stages.finetune_stage(open_project(changed, tmp_path)).key
+        name: descriptions.finetune_stage(open_project(changed, tmp_path)).key
         for name, changed in {
             "same": replace(quick, name="another name"),
             "threads": replace(quick, hardware=Hardware(accelerator="cpu", threads=2)),
@@ -107,7 +107,7 @@ def test_a_stage_folder_is_named_by_what_determines_it(quick, tmp_path):
             "epochs": replace(quick, pretrain=replace(quick.pretrain, epochs=3)),
         }.items()
     }
-    key = stages.finetune_stage(project).key
+    key = descriptions.finetune_stage(project).key
     assert keys["same"] == keys["threads"] == key
     assert len({key, keys["seed"], keys["sparsity"], keys["layout"], keys["epochs"]}) == 5
 
@@ -116,8 +116,8 @@ def test_the_search_does_not_matter_to_criteria_that_do_not_search(quick, tmp_pa
     lwm = replace(quick, prune=replace(quick.prune, criterion=LeastWeightMagnitude()))
     longer = replace(lwm, prune=replace(lwm.prune, search=replace(lwm.prune.search, epochs=5)))
     first, second = (open_project(recipe, tmp_path) for recipe in (lwm, longer))
-    assert stages.prune_stage(first).key == stages.prune_stage(second).key
-    assert stages.finetune_stage(first).key != stages.finetune_stage(second).key
+    assert descriptions.prune_stage(first).key == descriptions.prune_stage(second).key
+    assert descriptions.finetune_stage(first).key != descriptions.finetune_stage(second).key
 
 
 class Own(nn.Module):
@@ -168,10 +168,10 @@ def test_a_users_network_and_data_run_through_python_and_stay_as_they_were(quick
 def test_other_weights_or_other_data_are_other_stages(quick, tmp_path):
     torch.manual_seed(0)
     model, dataset = Own(), own_data()
-    key = stages.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key
+    key = descriptions.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key
     with torch.no_grad():
         model.head.bias[0] += 1
-    assert stages.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key != key
+    assert descriptions.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key != key
 
 
 def test_a_network_that_does_not_fit_the_data_is_refused(quick, tmp_path):

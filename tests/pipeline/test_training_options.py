@@ -13,7 +13,7 @@ from hydraprune.attacks import PGD, Eps
 from hydraprune.engine import AWP, Average, Distillation, Training
 from hydraprune.errors import RecipeError, UserError
 from hydraprune.objectives import MART, MTLIBP, PGDAT, CrownIBP, FastAT, Free, MixTrain, Trades
-from hydraprune.pipeline import Data, as_dict, load, make_stage, open_project, stages
+from hydraprune.pipeline import Data, as_dict, descriptions, load, make_stage, open_project
 
 ATTACK = PGD(eps=Eps("0.1"), steps=1)
 OBJECTIVES = {
@@ -87,24 +87,24 @@ def test_every_option_runs_in_every_stage_with_every_objective(tiny, tmp_path, o
 
 def test_an_option_that_is_off_is_in_no_description_and_one_that_is_on_is(tiny, tmp_path):
     project = open_project(tiny, tmp_path)
-    described = [stage(project).description for stage in (stages.pretrain_stage, stages.prune_stage)]
-    described.append(stages.finetune_stage(project).description)
+    described = [stage(project).description for stage in (descriptions.pretrain_stage, descriptions.prune_stage)]
+    described.append(descriptions.finetune_stage(project).description)
     text = json.dumps(described)
     assert not any(word in text for word in ("awp", "average", "distillation", "label_smoothing"))
     for options in OPTIONS.values():
         changed = replace(project, recipe=with_options(tiny, **options))
-        assert stages.finetune_stage(changed).key != stages.finetune_stage(project).key
-        assert stages.prune_stage(changed).key != stages.prune_stage(project).key
+        assert descriptions.finetune_stage(changed).key != descriptions.finetune_stage(project).key
+        assert descriptions.prune_stage(changed).key != descriptions.prune_stage(project).key
     smoothed = replace(project, recipe=replace(tiny, objective=Trades(ATTACK, label_smoothing=0.1)))
-    assert stages.pretrain_stage(smoothed).key != stages.pretrain_stage(project).key
+    assert descriptions.pretrain_stage(smoothed).key != descriptions.pretrain_stage(project).key
 
 
 def test_options_of_finetuning_repeat_neither_pretraining_nor_pruning(tiny, tmp_path):
     project = open_project(tiny, tmp_path)
     recipe = replace(tiny, finetune=replace(tiny.finetune, **OPTIONS["all"]))
     changed = replace(project, recipe=recipe)
-    assert stages.prune_stage(changed).key == stages.prune_stage(project).key
-    assert stages.finetune_stage(changed).key != stages.finetune_stage(project).key
+    assert descriptions.prune_stage(changed).key == descriptions.prune_stage(project).key
+    assert descriptions.finetune_stage(changed).key != descriptions.finetune_stage(project).key
 
 
 def test_a_teacher_is_the_pretrained_network_and_stays_as_it_was(tiny, tmp_path):

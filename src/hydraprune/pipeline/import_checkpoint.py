@@ -16,9 +16,10 @@ from hydraprune.attacks import Eps
 from hydraprune.engine import Hardware
 from hydraprune.export import HydraCheckpoint
 from hydraprune.paths import RunPaths, StagePaths
+from hydraprune.pipeline.descriptions import Stage
 from hydraprune.pipeline.project import STAGE_FORMAT
 from hydraprune.pipeline.provenance import provenance
-from hydraprune.pipeline.stages import Stage, read_outcome
+from hydraprune.pipeline.stage_folder import read_outcome
 from hydraprune.sparsity import LayerSummary, Summary, bake, plain_state, prunable_weights
 
 KIND = "import"

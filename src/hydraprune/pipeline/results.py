@@ -5,7 +5,7 @@ from typing import Any
 
 from hydraprune import export, io, sparsity
 from hydraprune.paths import RunPaths, StagePaths
-from hydraprune.pipeline import stages
+from hydraprune.pipeline import descriptions, stage_folder, stages
 from hydraprune.pipeline.labels import axes_of, file_name
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.recipe import Recipe
@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 def dense_row(project: Project) -> dict[str, Any]:
     """Pre-train and evaluate; return the row of the dense network."""
     trained = stages.pretrain(project)
-    network = stages.pretrain_stage(project)
+    network = descriptions.pretrain_stage(project)
     title = f"dense s{project.recipe.seed}"
     evaluated = stages.evaluate(project, network, title)
     places = {"pretrain": trained, "evaluate": evaluated, **_certified(project, network, title)}
@@ -33,7 +33,7 @@ def pruned_row(project: Project) -> dict[str, Any]:
         "prune": stages.prune(project),
         "finetune": stages.finetune(project),
     }
-    network = stages.finetune_stage(project)
+    network = descriptions.finetune_stage(project)
     places["evaluate"] = stages.evaluate(project, network, stages.describe_cell(project))
     places |= _certified(project, network, stages.describe_cell(project))
     return _row(project, network, places, asked)
@@ -76,11 +76,11 @@ def write_results(
 
 
 def _row(
-    project: Project, network: stages.Stage, places: dict[str, StagePaths], asked: dict[str, Any]
+    project: Project, network: descriptions.Stage, places: dict[str, StagePaths], asked: dict[str, Any]
 ) -> dict[str, Any]:
     """Collect what the stages measured, write the artefact, and return the row."""
     recipe = project.recipe
-    outcomes = {kind: stages.read_outcome(paths) for kind, paths in places.items()}
+    outcomes = {kind: stage_folder.read_outcome(paths) for kind, paths in places.items()}
     evaluated = outcomes.pop("evaluate")
     certified = outcomes.pop("certify", None)
     model = stages.load_network(project, network)
@@ -134,7 +134,7 @@ def _row(
     return row
 
 
-def _certified(project: Project, network: stages.Stage, title: str) -> dict[str, StagePaths]:
+def _certified(project: Project, network: descriptions.Stage, title: str) -> dict[str, StagePaths]:
     on = project.recipe.evaluation.certification.on
     return {"certify": stages.certify(project, network, title)} if on else {}
 

@@ -1,16 +1,14 @@
-"""The stages as values: a description whose hash names a folder, and the work that fills it once.
+"""The work of each stage.
 
     pretrain -> prune -> finetune -> evaluate -> certify
 
-A stage asks whether it is finished and returns; else it goes on from its checkpoint. `outcome.json` is written last.
+A stage that is finished returns at once; else it goes on from its checkpoint.
 """
 
-import contextlib
-import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,119 +18,26 @@ from torch import Tensor, nn
 
 from hydraprune import data as datasets
 from hydraprune import evaluation, io, models, sparsity
-from hydraprune.attacks import PGD, Eps
+from hydraprune.attacks import PGD
 from hydraprune.data import Batches
 from hydraprune.engine import Training, Work, check_stop, train
-from hydraprune.errors import UserError
-from hydraprune.evaluation import NormName, Protocol
+from hydraprune.evaluation import Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
+from hydraprune.pipeline.descriptions import (
+    Stage,
+    certified_ball,
+    certify_stage,
+    evaluate_stage,
+    finetune_stage,
+    pretrain_stage,
+    prune_stage,
+)
 from hydraprune.pipeline.labels import axes_of, cell_name
 from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
-from hydraprune.pipeline.provenance import provenance
-from hydraprune.pipeline.recipe_file import as_dict
-from hydraprune.sparsity import MaskSet, OneShot, Weights
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a run.
-
-    Attributes:
-        kind: pretrain, prune, finetune, evaluate or certify.
-        description: all that determines its result, as JSON values; the parent stage is in it by its key.
-    """
-
-    kind: str
-    description: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """The content hash of the description."""
-        return io.content_hash(self.description)
-
-
-def pretrain_stage(project: Project) -> Stage:
-    """Describe pre-training: data, network, objective, training, seed, precision."""
-    recipe = project.recipe
-    return Stage(
-        "pretrain",
-        {
-            **project.source,
-            "objective": _described_objective(recipe.pretrain_objective or recipe.objective),
-            "training": _described_training(recipe.pretrain),
-            "validation": [recipe.evaluation.validation_steps, recipe.evaluation.validation_n],
-            "seed": recipe.seed,
-            "precision": recipe.hardware.precision,
-            "channels_last": recipe.hardware.channels_last,
-        },
-    )
-
-
-def prune_stage(project: Project) -> Stage:
-    """Describe pruning: the pre-trained network, and the axes."""
-    recipe = project.recipe
-    prune = as_dict(recipe.prune) | {"search": _described_training(recipe.prune_training)}
-    if not recipe.prune.trains:
-        del prune["search"]
-    if not recipe.prune.criterion.needs_probe:
-        del prune["probe_batches"]
-    del prune["equal_epochs"], prune["regrowth"]
-    # Axes at their defaults leave no trace: that they exist changes no stage's name.
-    for name, default in (("pattern", Weights()), ("schedule", OneShot()), ("shuffle", False)):
-        if prune[name] == as_dict(default):
-            del prune[name]
-    if prune["allocation"].get("min_per_output") == 0:
-        del prune["allocation"]["min_per_output"]
-    own = {} if recipe.pretrain_objective is None else {"objective": _described_objective(recipe.objective)}
-    return Stage("prune", {"parent": pretrain_stage(project).key, "prune": prune, **own})
-
-
-def finetune_stage(project: Project) -> Stage:
-    """Describe fine-tuning: the pruned network, and the training with its true number of epochs."""
-    recipe = project.recipe
-    training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
-    moves = {"regrowth": as_dict(recipe.prune.regrowth)} if recipe.prune.regrowth.moves else {}
-    return Stage("finetune", {"parent": prune_stage(project).key, "training": _described_training(training), **moves})
-
-
-def evaluate_stage(project: Project, network: Stage) -> Stage:
-    """Describe the evaluation of a network on the test split."""
-    measured = as_dict(project.recipe.evaluation)
-    del measured["validation_steps"], measured["validation_n"], measured["certification"]
-    measured["protocol"] = project.recipe.evaluation.protocol.describe()
-    return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
-
-
-def certify_stage(project: Project, network: Stage) -> Stage:
-    """Describe the certification of a network on the test split; the evaluation says which images stood."""
-    norm, eps = certified_ball(project)
-    what = {"method": project.recipe.evaluation.certification.method, "norm": norm, "eps": eps.text}
-    return Stage("certify", {"parent": evaluate_stage(project, network).key, "certification": what})
-
-
-def certified_ball(project: Project) -> tuple[NormName, Eps]:
-    """Return the ball that is certified."""
-    norm, eps = project.recipe.objective.threat
-    return "l2" if norm == "l2" else "linf", project.recipe.evaluation.certification.eps or eps
-
-
-def _described_training(training: Training) -> dict[str, Any]:
-    """Describe a training. Options that are off leave no trace: that they exist changes no stage's name."""
-    described: dict[str, Any] = as_dict(training)
-    for name in ("awp", "average", "distillation"):
-        if not getattr(training, name).on:
-            del described[name]
-    return described
-
-
-def _described_objective(objective: Objective) -> dict[str, Any]:
-    """Describe an objective; labels that are not smoothed leave no trace either."""
-    described: dict[str, Any] = as_dict(objective)
-    if described.get("label_smoothing") == 0:
-        del described["label_smoothing"]
-    return described
+from hydraprune.pipeline.stage_folder import make
+from hydraprune.sparsity import MaskSet
 
 
 def pretrain(project: Project) -> StagePaths:
@@ -144,7 +49,7 @@ def pretrain(project: Project) -> StagePaths:
         objective = project.recipe.pretrain_objective
         return _train(project, paths, model, learning, None, project.recipe.pretrain, "pretrain", objective)
 
-    return _make(project, pretrain_stage(project), work)
+    return make(project, pretrain_stage(project), work)
 
 
 def prune(project: Project) -> StagePaths:
@@ -179,7 +84,7 @@ def prune(project: Project) -> StagePaths:
         _write_histogram(paths, model, masks)
         return {**outcome, "layers": masks.summary().as_rows()}
 
-    return _make(project, prune_stage(project), work)
+    return make(project, prune_stage(project), work)
 
 
 def finetune(project: Project) -> StagePaths:
@@ -200,7 +105,7 @@ def finetune(project: Project) -> StagePaths:
         outcome = _train(project, paths, model, learning, masks, training, title)
         return {**outcome, "layers": masks.summary().as_rows()}
 
-    return _make(project, finetune_stage(project), work)
+    return make(project, finetune_stage(project), work)
 
 
 def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
@@ -245,7 +150,7 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             "seconds": time.monotonic() - began,
         }
 
-    return _make(project, evaluate_stage(project, network), work)
+    return make(project, evaluate_stage(project, network), work)
 
 
 def certify(project: Project, network: Stage, title: str) -> StagePaths:
@@ -257,20 +162,21 @@ def certify(project: Project, network: Stage, title: str) -> StagePaths:
         model = load_network(project, network)
         norm, eps = certified_ball(project)
         standing = _standing(evaluated, len(project.test), recipe.evaluation.protocol.threat == (norm, eps))
+        split = project.test.take(standing)
+        what: dict[str, Any] = {"method": spec.method, "norm": norm, "batch_size": spec.batch_size}
+        what["seed"] = recipe.seed
         outcome: dict[str, Any] = {"method": spec.method, "norm": norm, "eps": float(eps), "eps_text": eps.text}
         outcome |= {"n": len(project.test), "certified": 0, "undecided": 0, "dtype": "float32", "seconds": 0.0}
         if len(standing):
+            belongs_to = evaluation.certification_identity(model, split, eps, **what)
             result = evaluation.certify(
                 project.fabric.to_device(model),
-                project.test.take(standing),
+                split,
                 eps,
-                method=spec.method,
-                norm=norm,
-                batch_size=spec.batch_size,
-                seed=recipe.seed,
+                **what,
                 device=project.fabric.device,
                 workers=recipe.hardware.workers,
-                state=paths.checkpoint,
+                state=evaluation.State(paths.checkpoint, belongs_to, project.checkpoint_every_s),
                 progress=project.progress,
                 title=f"certify {title}",
                 check=check_stop,
@@ -279,7 +185,7 @@ def certify(project: Project, network: Stage, title: str) -> StagePaths:
             outcome |= {key: found[key] for key in ("certified", "undecided", "dtype", "seconds")}
         return outcome | {"certified_accuracy": outcome["certified"] / outcome["n"]}
 
-    return _make(project, certify_stage(project, network), work)
+    return make(project, certify_stage(project, network), work)
 
 
 def _standing(evaluated: StagePaths, n: int, same_ball: bool) -> Tensor:
@@ -421,49 +327,6 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
         return {"validation_benign": found.benign_accuracy, "validation_robust": robust}
 
     return validate
-
-
-def _make(project: Project, stage: Stage, work: Callable[[StagePaths], dict[str, Any]]) -> StagePaths:
-    """Return the stage's folder, finished: at once when it is, else after doing the work."""
-    paths = project.paths.stage(stage.kind, stage.key)
-    if paths.outcome.exists():
-        return paths
-    io.make_folder(paths.folder)
-    with _locked(paths, project):
-        if paths.outcome.exists():
-            return paths
-        check_stop()
-        io.write_json(paths.description, {"kind": stage.kind, **stage.description})
-        # With the stage, not only with the run: a later run may find it finished by other code on another machine.
-        origin = provenance(project.recipe.hardware, torch.get_num_threads())
-        io.write_json(paths.outcome, work(paths) | {"provenance": origin})
-        paths.checkpoint.unlink(missing_ok=True)
-    return paths
-
-
-@contextlib.contextmanager
-def _locked(paths: StagePaths, project: Project) -> Iterator[None]:
-    """Hold the stage for this process; wait where another one makes it. The lock dies with its holder."""
-    with paths.lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            project.progress.say(f"another process makes {paths.folder.name}: waiting for it")
-            while True:
-                check_stop()
-                time.sleep(0.2)
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-        yield
-
-
-def read_outcome(paths: StagePaths) -> dict[str, Any]:
-    """Return what a finished stage measured; `UserError` if its file is broken."""
-    outcome = io.read_json(paths.outcome)
-    if not isinstance(outcome, dict):
-        raise UserError(f"'{paths.outcome}' is not the outcome of a stage; delete its folder to make it anew")
-    return outcome
 
 
 def _write_histogram(paths: StagePaths, model: nn.Module, masks: MaskSet, bins: int = 41) -> None:

@@ -12,11 +12,12 @@ from hydraprune import export, io, models, sparsity
 from hydraprune.attacks import Eps
 from hydraprune.data import Dataset
 from hydraprune.errors import UserError
+from hydraprune.evaluation import NormName
 from hydraprune.export import Architecture
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline.project import check_network
 from hydraprune.pipeline.results import stage_folders
-from hydraprune.pipeline.stages import read_outcome
+from hydraprune.pipeline.stage_folder import read_outcome
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class Target:
     norm: str
     eps: Eps
     description: dict[str, Any]
+
+    def ball(self, norm: NormName | None, eps: Eps | None) -> tuple[NormName, Eps]:
+        """Return the norm and radius that are meant, where not given those that the network was trained for.
+
+        Raises:
+            UserError: no radius is given, and none is known.
+        """
+        if eps is None and not self.eps > 0:
+            raise UserError(f"'{self.name}' does not say which radius it was trained for; give --eps, such as 8/255")
+        return norm or ("l2" if self.norm == "l2" else "linf"), self.eps if eps is None else eps
 
 
 def open_target(
