@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import NORMS, PGD, Eps, eval_mode, outside
+from hydraprune.attacks import NORMS, PGD, Eps, outside
 from hydraprune.errors import UserError
+from hydraprune.modes import eval_mode
 
 
 def network(seed=0):

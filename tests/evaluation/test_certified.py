@@ -9,7 +9,7 @@ from hydraprune import models
 from hydraprune.attacks import PGD, Eps, outside
 from hydraprune.data import Split
 from hydraprune.errors import HydrapruneError, Interrupted, UserError
-from hydraprune.evaluation import Protocol
+from hydraprune.evaluation import Protocol, State, certification_identity
 from hydraprune.evaluation import certified as module
 from hydraprune.evaluation.certified import CASCADE, VERDICTS, certify, write_verdicts
 
@@ -221,12 +221,12 @@ def test_wrong_questions_are_refused(change, message):
         certify(linear(), split.take([]), EPS, attack=None)
 
 
-def test_a_certification_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("hydraprune.evaluation.certified_state.EVERY_S", 0.0)
+def test_a_certification_stopped_anywhere_goes_on_where_it_was(tmp_path):
     model, file = network(), tmp_path / "state.safetensors"
     split = labelled(model, gray(40))
     options = {"eps": EPS, "attack": ATTACK, "batch_size": 10}
     whole = certify(model, split, **options)
+    state = State(file, certification_identity(model, split, **options), every_s=0.0)
     calls = 0
 
     def stop():
@@ -238,7 +238,7 @@ def test_a_certification_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeyp
     stops = 0
     while True:
         try:
-            resumed = certify(model, split, **options, state=file, check=stop)
+            resumed = certify(model, split, **options, state=state, check=stop)
             break
         except Interrupted:
             stops += 1
@@ -247,7 +247,7 @@ def test_a_certification_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeyp
         assert torch.equal(getattr(resumed, name), getattr(whole, name)), name
     torch.testing.assert_close(resumed.margins, whole.margins, equal_nan=True)
     assert torch.equal(resumed.examples.adversarial, whole.examples.adversarial)
-    again = certify(model, split, **options, state=file, check=lambda: pytest.fail("there is nothing left to do"))
+    again = certify(model, split, **options, state=state, check=lambda: pytest.fail("there is nothing left to do"))
     assert torch.equal(again.verdicts, whole.verdicts)
 
 
@@ -255,17 +255,18 @@ def test_a_state_of_other_work_or_a_broken_one_is_refused(tmp_path):
     file = tmp_path / "state.safetensors"
     model = linear()
     split = labelled(model, gray(6))
-    certify(model, split, EPS, attack=None, state=file)
+    state = State(file, certification_identity(model, split, EPS), every_s=0.0)
+    certify(model, split, EPS, attack=None, state=state)
     for other in ((linear(1), split, EPS), (model, split.take([0, 1]), EPS), (model, split, Eps("0.06"))):
-        with pytest.raises(UserError, match="state of another certification"):
-            certify(*other, attack=None, state=file)
+        with pytest.raises(UserError, match="belongs to another evaluation"):
+            certify(*other, attack=None, state=State(file, certification_identity(*other)))
     tensors = load_file(file)
     save_file({"verdicts": tensors["verdicts"]}, file)
-    with pytest.raises(UserError, match="not a readable state"):
-        certify(model, split, EPS, attack=None, state=file)
+    with pytest.raises(UserError, match="not a usable evaluation state"):
+        certify(model, split, EPS, attack=None, state=state)
     file.write_bytes(b"rubbish")
-    with pytest.raises(UserError, match="not a readable state"):
-        certify(model, split, EPS, attack=None, state=file)
+    with pytest.raises(UserError, match="not a usable evaluation state"):
+        certify(model, split, EPS, attack=None, state=state)
 
 
 def test_each_image_has_its_line(tmp_path):

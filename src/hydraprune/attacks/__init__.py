@@ -4,7 +4,7 @@ from hydraprune.attacks.autoattack import AUTOATTACK, STANDARD, Budget, run_auto
 from hydraprune.attacks.eps import Eps
 from hydraprune.attacks.guard import Guarded
 from hydraprune.attacks.norms import L2, NORMS, Linf, Norm, per_image
-from hydraprune.attacks.pgd import PGD, eval_mode, outside
+from hydraprune.attacks.pgd import PGD, outside
 
 __all__ = [
     "AUTOATTACK",
@@ -17,7 +17,6 @@ __all__ = [
     "Guarded",
     "Linf",
     "Norm",
-    "eval_mode",
     "outside",
     "per_image",
     "run_autoattack",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hydraprune.attacks.norms import NORMS
-from hydraprune.attacks.pgd import eval_mode
+from hydraprune.modes import eval_mode
 from hydraprune.registry import Registry
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")

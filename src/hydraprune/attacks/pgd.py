@@ -3,8 +3,7 @@
 Madry et al. 2018, arXiv 1706.06083.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from hydraprune.attacks.eps import Eps
 from hydraprune.attacks.norms import NORMS
 from hydraprune.errors import UserError
+from hydraprune.modes import eval_mode
 
 LossFn = Callable[[Tensor], Tensor]
 Watch = Callable[[Tensor, Tensor], None]
@@ -95,19 +95,6 @@ class PGD:
                 moved = adversarial.detach() + self.step * norm.normalize(gradient)
                 adversarial = (images + norm.project(moved - images, self.eps)).clamp(0.0, 1.0)
         return adversarial.detach()
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and each back into the mode it had."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def outside(images: Tensor, adversarial: Tensor, norm: str, eps: float, tolerance: float = 1e-6) -> Tensor:

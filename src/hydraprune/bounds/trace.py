@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hydraprune.bounds.modes import eval_mode
 from hydraprune.bounds.operations import Diagonal, Input, Operation, Shape, Sum, Weighted
 from hydraprune.bounds.translate import LEAVES, Site, Statistics, translate
 from hydraprune.errors import UserError
+from hydraprune.modes import eval_mode
 
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 

@@ -1,19 +1,16 @@
 """`certify` by bounds: images that no adversarial example exists for, proven of the network that runs."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
 
 from hydraprune import evaluation, io
-from hydraprune.attacks import Eps
 from hydraprune.cli.certify_options import Certifier, Options, chosen
 from hydraprune.cli.output import percent
 from hydraprune.console import TerminalProgress
 from hydraprune.engine import check_stop
 from hydraprune.errors import UserError
-from hydraprune.evaluation import NormName, protocol_from_name
+from hydraprune.evaluation import State, protocol_from_name
 from hydraprune.pipeline import Target
 
 BATCH_SIZE = 100
@@ -35,12 +32,12 @@ class Bounds(Certifier):
         if options.per_image is not None:
             # Hours of proofs must not end at a folder that cannot be written.
             io.make_folder(options.per_image.parent)
-        self._state: Path | None = None
+        self._state: State | None = None
 
     def run(self, target: Target, fabric: Fabric, progress: TerminalProgress) -> dict[str, Any]:
         """Prove and attack."""
         options, test = self.options, target.dataset.test
-        norm, eps = _threat(options, target)
+        norm, eps = target.ball(options.norm, options.eps)
         split = test.take(chosen(len(test), options.skip, options.max, self._count))
         what: dict[str, Any] = {
             "method": options.method,
@@ -49,7 +46,8 @@ class Bounds(Certifier):
             "batch_size": self._batch_size,
             "seed": options.seed,
         }
-        self._state = _state(options, evaluation.certification_identity(target.model, split, eps, **what))
+        identity = evaluation.certification_identity(target.model, split, eps, **what)
+        self._state = options.state_of("certify", identity, options.state)
         result = evaluation.certify(
             fabric.to_device(target.model),
             split,
@@ -82,24 +80,4 @@ class Bounds(Certifier):
     def clean(self) -> None:
         """Delete the state."""
         if self._state is not None:
-            self._state.unlink(missing_ok=True)
-
-
-def _threat(options: Options, target: Target) -> tuple[NormName, Eps]:
-    norm: NormName = options.norm or ("l2" if target.norm == "l2" else "linf")
-    if options.eps is not None:
-        return norm, options.eps
-    if not target.eps > 0:
-        raise UserError(f"'{target.name}' does not say which radius it was trained for; give --eps, such as 2/255")
-    return norm, target.eps
-
-
-def _state(options: Options, belongs_to: str) -> Path | None:
-    """Return where this run is kept while it goes on; None where the network's folder cannot be written."""
-    if options.state is not None:
-        io.make_folder(options.state.parent)
-        return options.state
-    place = options.target or options.weights
-    assert place is not None
-    folder = place if place.is_dir() else place.parent
-    return folder / f".certify-{belongs_to[:16]}.state" if os.access(folder, os.W_OK) else None
+            self._state.remove()

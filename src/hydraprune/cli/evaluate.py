@@ -1,7 +1,6 @@
 """`evaluate`: benign and robust accuracy of a run folder, an artefact, or any network with its weights."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,10 +18,8 @@ from hydraprune.attacks import Eps
 from hydraprune.cli.options import TargetOptions, parse
 from hydraprune.cli.output import percent, say
 from hydraprune.console import TerminalProgress
-from hydraprune.data import LabelledImages
 from hydraprune.engine import Hardware, check_stop, graceful
-from hydraprune.errors import UserError
-from hydraprune.evaluation import AttackProtocol, Empirical, NormName, State, protocol_from_name
+from hydraprune.evaluation import AttackProtocol, Empirical, protocol_from_name
 from hydraprune.pipeline import Target
 
 
@@ -71,13 +68,14 @@ def command(name: str, words: Sequence[str]) -> int:
     began = time.monotonic()
     fabric = Hardware(accelerator=options.accelerator, threads=options.threads).fabric()
     target = options.open()
-    protocol = _protocol(options, target)
+    protocol = protocol_from_name(options.attack, *target.ball(options.norm, options.eps))
     split = target.dataset.test if options.n is None else data.first(target.dataset.test, options.n)
     for wanted in (options.save_adversarial, options.model_card):
         if wanted is not None:
             io.make_folder(wanted.parent)  # an hour of attacks must not end at a folder that cannot be written
     keep = None if options.save_adversarial else 0
-    state = _state(options, target, split, protocol, keep)
+    identity = evaluation.identity(target.model, split, protocol, options.batch_size, options.seed, keep)
+    state = options.state_of("evaluate", identity, options.state)
     with graceful(), TerminalProgress() as progress:
         measured = evaluation.evaluate(
             fabric.to_device(target.model),
@@ -106,29 +104,6 @@ def command(name: str, words: Sequence[str]) -> int:
     else:
         _print(result)
     return 0
-
-
-def _protocol(options: Options, target: Target) -> AttackProtocol:
-    norm: NormName = options.norm or ("l2" if target.norm == "l2" else "linf")
-    eps = target.eps if options.eps is None else options.eps
-    if options.eps is None and not eps > 0:
-        raise UserError(f"'{target.name}' does not say which radius it was trained for; give --eps, such as 8/255")
-    return protocol_from_name(options.attack, norm, eps)
-
-
-def _state(
-    options: Options, target: Target, split: LabelledImages, protocol: AttackProtocol, keep: int | None
-) -> State | None:
-    """Return where this evaluation is kept while it goes on; None where the network's folder cannot be written."""
-    belongs_to = evaluation.identity(target.model, split, protocol, options.batch_size, options.seed, keep)
-    if options.state is not None:
-        io.make_folder(options.state.parent)
-        return State(options.state, belongs_to)
-    place = options.target or options.weights
-    assert place is not None
-    folder = place if place.is_dir() else place.parent
-    # By its name a file finds its way back to the evaluation that it belongs to, and two never meet.
-    return State(folder / f".evaluate-{belongs_to[:16]}.state", belongs_to) if os.access(folder, os.W_OK) else None
 
 
 def _result(target: Target, protocol: AttackProtocol, measured: Empirical, seconds: float) -> dict[str, Any]:

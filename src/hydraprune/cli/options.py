@@ -1,6 +1,7 @@
 """Commands without a recipe: a frozen dataclass is the signature, the help and the parser."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hydraprune import pipeline
+from hydraprune import io, pipeline
 from hydraprune.errors import UserError
+from hydraprune.evaluation import State
 from hydraprune.pipeline import Target
 
 O = TypeVar("O")  # noqa: E741 - options
@@ -57,6 +59,23 @@ class TargetOptions:
             root=self.data.root,
             size=self.data.size,
         )
+
+    def state_of(self, kind: str, identity: str, path: Path | None) -> State | None:
+        """Return where a long evaluation of the network is kept while it goes on.
+
+        Args:
+            kind: of evaluation.
+            identity: what it belongs to; the usual file has its name of it, so that two never meet.
+            path: the file that was asked for; by default a hidden one beside the network, or None where the network's
+                folder cannot be written.
+        """
+        if path is not None:
+            io.make_folder(path.parent)
+            return State(path, identity)
+        place = self.target or self.weights
+        assert place is not None
+        folder = place if place.is_dir() else place.parent
+        return State(folder / f".{kind}-{identity[:16]}.state", identity) if os.access(folder, os.W_OK) else None
 
 
 def parse(kind: type[O], program: str, words: Sequence[str]) -> O:

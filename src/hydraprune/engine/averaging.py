@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hydraprune.attacks import eval_mode
 from hydraprune.data import Batch
+from hydraprune.modes import eval_mode
 
 
 @dataclass(frozen=True)

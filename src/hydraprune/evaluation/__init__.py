@@ -9,7 +9,7 @@ from hydraprune.evaluation.certified import (
     certify,
     write_verdicts,
 )
-from hydraprune.evaluation.empirical import evaluate
+from hydraprune.evaluation.empirical import evaluate, identity
 from hydraprune.evaluation.interval import clopper_pearson
 from hydraprune.evaluation.outcome import Adversarial, Empirical
 from hydraprune.evaluation.protocol import (
@@ -25,7 +25,7 @@ from hydraprune.evaluation.protocol import (
     protocol_from_name,
 )
 from hydraprune.evaluation.sanity import Sanity, sanity_warnings
-from hydraprune.evaluation.state import State, identity
+from hydraprune.evaluation.state import State
 
 __all__ = [
     "CERTIFIERS",

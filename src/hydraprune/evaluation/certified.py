@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from hydraprune import io
-from hydraprune.attacks import Eps, eval_mode
+from hydraprune.attacks import Eps
 from hydraprune.bounds import METHODS, Ascent, Method, Network, Region, Rounding, intermediates_of, margins
 from hydraprune.bounds.specification import checked
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Batch, Batches, LabelledImages, Split
-from hydraprune.errors import HydrapruneError, UserError
-from hydraprune.evaluation.certified_state import StateFile, belongs_to
+from hydraprune.errors import HydrapruneError, Interrupted, UserError
+from hydraprune.evaluation.certified_tally import Done
 from hydraprune.evaluation.empirical import evaluate
 from hydraprune.evaluation.outcome import Adversarial
 from hydraprune.evaluation.protocol import AttackProtocol, NormName
+from hydraprune.evaluation.state import State, identity_of
+from hydraprune.modes import eval_mode
 
 Verdict = Literal["certified", "attacked", "undecided", "error"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -159,7 +161,7 @@ def certify(
     seed: int = 0,
     device: torch.device | str = "cpu",
     workers: int = 0,
-    state: Path | None = None,
+    state: State | None = None,
     progress: Progress | None = None,
     title: str = "certify",
     check: Callable[[], None] = lambda: None,
@@ -178,7 +180,7 @@ def certify(
         seed: of the attack's random starts.
         device: where the model is.
         workers: processes that decode image files.
-        state: a file that holds the verdicts so far: killed at any moment, the same call goes on from there.
+        state: where to go on from and to save to; the caller removes it once the result is safe.
         progress: where to show a bar.
         title: of the bar.
         check: called before each batch, method and restart; may raise to stop.
@@ -194,9 +196,7 @@ def certify(
     prover = _Prover(model, eps, norm, methods, ascent or _ASCENT, check)
     described = None if attack is None else attack.describe()
     batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
-    work = "" if state is None else _identity(prover, split, attack, batch_size, seed)
-    file = StateFile(state, work)
-    done = file.load()
+    done = (None if state is None else state.load(Done.of)) or Done()
     began = time.monotonic() - done.seconds
     with eval_mode(model), (progress or SilentProgress()).task(title, len(batches), done.batches) as bar:
         try:
@@ -206,12 +206,14 @@ def certify(
                 if attack is not None:
                     found = _attacked(prover.model, batch, found, attack, seed + number, device, check)
                 done = done.extended(found, time.monotonic() - began)
-                if file.due():
-                    file.save(done)
+                if state is not None and state.due():
+                    state.save(done.saved())
                 bar.advance()
                 bar.note(f"certified {float((done.columns['verdicts'] == 0).double().mean()):.1%}")
-        finally:
-            file.save(done)
+        except (Interrupted, KeyboardInterrupt):
+            if state is not None and done.batches:
+                state.save(done.saved())
+            raise
     return Certified(
         **done.columns,
         methods=methods,
@@ -238,15 +240,17 @@ def certification_identity(
     seed: int = 0,
 ) -> str:
     """Return the SHA-256 of all that determines the outcome of `certify`, to name its state by."""
-    prover = _Prover(model, eps, norm, _methods(method), ascent or _ASCENT, lambda: None)
-    return _identity(prover, split, attack, batch_size, seed)
-
-
-def _identity(
-    prover: "_Prover", split: LabelledImages, attack: AttackProtocol | None, batch_size: int, seed: int
-) -> str:
-    described = None if attack is None else attack.describe()
-    return belongs_to(prover.network, split, prover.work | {"attack": described, "seed": seed, "batch": batch_size})
+    settings = {
+        "eps": eps.text,
+        "norm": norm,
+        "methods": list(_methods(method)),
+        "ascent": vars(ascent or _ASCENT),
+        "graph": Network(model).code,
+        "attack": None if attack is None else attack.describe(),
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    return identity_of(model, split, settings)
 
 
 def _methods(method: str) -> tuple[Method, ...]:
@@ -278,19 +282,12 @@ class _Prover:
         ascent: Ascent,
         check: Callable[[], None],
     ) -> None:
-        self.model, self.network, self._graph = model, model, Network(model)
+        self.model, self._graph = model, Network(model)
         self._norm, self._methods, self._ascent, self._check = norm, methods, ascent, check
         self._radius = (float(eps) + TOLERANCE) * _WIDER
         self.rounding = Rounding(_precision(model))
         if self.rounding.dtype != torch.float32:
             self.model = _Widening(model, self.rounding.dtype)
-        self.work: dict[str, object] = {
-            "eps": eps.text,
-            "norm": norm,
-            "methods": list(methods),
-            "ascent": vars(ascent),
-            "graph": self._graph.code,
-        }
 
     @torch.no_grad()
     def prove(self, batch: Batch, number: int) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hydraprune.attacks import Guarded, eval_mode, outside
+from hydraprune.attacks import Guarded, outside
 from hydraprune.console import Progress, SilentProgress, Task
 from hydraprune.data import Batch, Batches, LabelledImages
 from hydraprune.data.seeds import derived_generator
@@ -14,7 +14,9 @@ from hydraprune.errors import Interrupted, UserError
 from hydraprune.evaluation.outcome import Empirical
 from hydraprune.evaluation.protocol import AttackProtocol
 from hydraprune.evaluation.sanity import Sanity, sanity_warnings
-from hydraprune.evaluation.state import BatchTally, State, Tally
+from hydraprune.evaluation.state import State, identity_of
+from hydraprune.evaluation.tally import BatchTally, Tally
+from hydraprune.modes import eval_mode
 
 
 def evaluate(
@@ -63,26 +65,38 @@ def evaluate(
         raise UserError("there is no image to evaluate on")
     came_training = any(module.training for module in model.modules())
     batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
-    tally = Tally() if state is None else state.load()
+    tally = (None if state is None else state.load(Tally.of)) or Tally()
     with eval_mode(model):
         bar = (progress or SilentProgress()).task(title, len(batches), tally.batches)
         try:
             with bar as shown:
                 for _ in _rounds(model, batches, protocol, tally, keep, check, shown):
                     if state is not None and state.due():
-                        state.save(tally)
+                        state.save(tally.saved())
             result = _result(tally)
             found = sanity_warnings(
                 model, split, protocol, result, sanity, seed=seed, device=device, workers=workers, check=check
             )
         except (Interrupted, KeyboardInterrupt):
             if state is not None:
-                state.save(tally)
+                state.save(tally.saved())
             raise
     refused = f"{result.refused} adversarial examples did not pass the check and were not counted"
     mode = "the model came in training mode; it was measured in eval mode"
     warnings = [mode] * (came_training and sanity != "off") + [refused] * bool(result.refused) + found
     return replace(result, warnings=tuple(warnings))
+
+
+def identity(
+    model: nn.Module,
+    split: LabelledImages,
+    protocol: AttackProtocol,
+    batch_size: int,
+    seed: int,
+    keep: int | None,
+) -> str:
+    """Return the SHA-256 of all that determines the outcome of `evaluate`: weights, images, attack, batches, seed."""
+    return identity_of(model, split, [protocol.describe(), batch_size, seed, keep])
 
 
 def _rounds(

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import PGD, Budget, Eps, Guarded, eval_mode, outside, run_autoattack
+from hydraprune.attacks import PGD, Budget, Eps, Guarded, outside, run_autoattack
 from hydraprune.data import Batch, Batches, LabelledImages
 from hydraprune.data.seeds import derived_generator
 from hydraprune.evaluation.outcome import Empirical
 from hydraprune.evaluation.protocol import AttackProtocol, NormName, Protocol
+from hydraprune.modes import eval_mode
 
 Sanity = Literal["off", "model", "full"]
 """off; model: a few forward passes and one backward; full: small attacks besides."""

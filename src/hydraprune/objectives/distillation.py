@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import Eps, eval_mode
+from hydraprune.attacks import Eps
 from hydraprune.data import Batch
+from hydraprune.modes import eval_mode
 from hydraprune.objectives.base import Loss, Objective, StageProgress, kl_divergence
 
 

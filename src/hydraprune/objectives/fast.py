@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import NORMS, Eps, eval_mode
+from hydraprune.attacks import NORMS, Eps
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
+from hydraprune.modes import eval_mode
 from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCrossEntropy, repeatable
 
 

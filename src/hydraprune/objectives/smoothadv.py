@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import NORMS, PGD, Eps, eval_mode, per_image
+from hydraprune.attacks import NORMS, PGD, Eps, per_image
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
+from hydraprune.modes import eval_mode
 from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, correct_count, repeatable
 from hydraprune.objectives.gaussian import Smoothed, check_samples, copies_of
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import eval_mode
 from hydraprune.data import Batch
+from hydraprune.modes import eval_mode
 from hydraprune.objectives.base import (
     OBJECTIVES,
     AgainstAttack,

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hydraprune.attacks import eval_mode
 from hydraprune.data import Batches, LabelledImages
 from hydraprune.errors import UserError
 from hydraprune.evaluation.smoothing.noise import CHUNK, LEVELS, GridNoise, noisy
+from hydraprune.modes import eval_mode
 
 Phase = Literal["selection", "estimation"]
 Classifier = Callable[[Tensor], Tensor]
