@@ -79,10 +79,13 @@ class State:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            if "numbers" in metadata and (metadata.get("format"), metadata.get("identity")) != (_FORMAT, self.identity):
+            if "numbers" in metadata and (metadata.get("format"), metadata.get("identity")) != (
+                _FORMAT,
+                self.identity,
+            ):
                 raise UserError(
-                    f"'{self.path}' belongs to another evaluation (network, images, attack or method, radius, seed or "
-                    f"batch size differ); name another file, or delete it to start anew"
+                    f"'{self.path}' belongs to another evaluation (network, images, attack or method, radius, seed "
+                    "or batch size differ); name another file, or delete it to start anew"
                 )
             return read(Saved(tensors, json.loads(metadata.get("numbers", ""))))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
