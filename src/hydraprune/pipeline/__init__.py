@@ -5,6 +5,7 @@ from hydraprune.pipeline.card import EvaluatedNetwork, evaluated_network
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
 from hydraprune.pipeline.labels import split as split_labels
+from hydraprune.pipeline.portable import portable_description
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Certification, Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
@@ -48,6 +49,7 @@ __all__ = [
     "one_line",
     "open_project",
     "open_target",
+    "portable_description",
     "prune",
     "read_results",
     "recipe_parser",

@@ -17,8 +17,7 @@ header of the compact file that the row names.
     command         of the run; epochs, seconds_train; provenance (commit, versions, machine)
 """
 
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from hydraprune import io, runtime
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline.labels import PRUNING_AXES, alternative, label
+from hydraprune.pipeline.portable import portable_command, portable_recipe
 from hydraprune.pipeline.recipe_file import as_dict
 from hydraprune.pipeline.results import read_results
 from hydraprune.pipeline.target import only_artefact
@@ -35,7 +35,6 @@ from hydraprune.runtime import zoo
 CARD_VERSION = 1
 _AXES = ("criterion", "allocation", "pattern", "schedule", "regrowth", "shuffled", "seed")
 _COUNTS = ("sparsity", "sparsity_delivered", "weights_total", "weights_kept", "layers", "dense_size_bytes")
-_OF_THE_MACHINE = ("--out", "--data.root")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def evaluated_network(place: Path, license_name: str = "unknown") -> EvaluatedNe
         "warnings": row["warnings"],
         "limits": list(_limits(row, described)),
         "recipe": portable_recipe(_recipe_of(row, results["recipe"])),
-        "command": _portable_command(results["command"]),
+        "command": portable_command(results["command"]),
         "epochs": row["epochs"],
         "seconds_train": row["seconds_train"],
         "provenance": row["provenance"],
@@ -145,7 +144,8 @@ def _numbers(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "confidence_interval": None,
             "means": "share of test images that are classified rightly and proven to stay so in the whole ball,"
             " rounding included; a lower bound on the true robust accuracy",
-            "protocol": {key: proof[key] for key in ("method", "norm", "eps", "eps_text", "dtype", "undecided")},
+            "protocol": {"name": "bounds"}
+            | {key: proof[key] for key in ("method", "norm", "eps", "eps_text", "dtype", "undecided")},
         }
 
 
@@ -168,24 +168,3 @@ def _recipe_of(row: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
         if axis in row and label(prune[axis], registry) != row[axis]:
             prune[axis] = as_dict(alternative(row[axis], registry, None))
     return recipe | {"seed": row["seed"], "prune": prune}
-
-
-def portable_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe, or a part of one, without the folders of the machine that ran it; of files the names only."""
-    portable = dict(recipe)
-    for part, key in (("data", "root"), ("data", "extra"), ("model", "weights")):
-        if recipe.get(part, {}).get(key) is not None:
-            name = None if key == "root" else Path(recipe[part][key]).name
-            portable[part] = portable[part] | {key: name}
-    return portable
-
-
-def _portable_command(command: str) -> str:
-    """Return the command without the options that say where files lie, and of other paths only what is relative."""
-    kept, skip = [], False
-    for word in shlex.split(command):
-        if skip or word.partition("=")[0] in _OF_THE_MACHINE:
-            skip = not skip and word in _OF_THE_MACHINE
-            continue
-        kept.append(Path(word).name if Path(word).is_absolute() else word)
-    return shlex.join(kept)

@@ -7,7 +7,8 @@ from typing import Any
 
 from hydraprune import export, io, runtime
 from hydraprune.errors import UserError
-from hydraprune.pipeline.card import evaluated_network, portable_recipe
+from hydraprune.pipeline.card import evaluated_network
+from hydraprune.pipeline.portable import portable_description
 from hydraprune.runtime import zoo
 
 LICENSE = "apache-2.0"
@@ -34,7 +35,7 @@ def add_to_zoo(place: Path, name: str | None = None, folder: Path = zoo.FOLDER) 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
         raise UserError(f"a name of the zoo has small letters, digits and - _ . only, not '{name}'")
     network = export.load_compact(evaluated.artefact)
-    said = network.description | {"name": name, "recipe": portable_recipe(network.description["recipe"])}
+    said = portable_description(network.description) | {"name": name}
     io.make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
         made = Path(workplace) / "network.hp"
