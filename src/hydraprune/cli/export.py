@@ -1,7 +1,7 @@
 """`export`: a network as compact artefact, dense state dict, ONNX or a folder for a model hub, each checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from hydraprune.cli.options import TargetOptions, parse
 from hydraprune.cli.output import say
 from hydraprune.errors import UserError
 from hydraprune.io import make_folder
+from hydraprune.pipeline import Target
 
 PLACES = {
     "artefact": "FILE.hp",
@@ -32,7 +33,7 @@ class Options(TargetOptions):
             dict, the recipe.
         values: how the artefact stores kept weights: fp32 to the bit; fp16 or int8 smaller and rounded.
         output: the file or folder to write.
-        shrink: take out whole channels that carry nothing, for state-dict and onnx; the outputs stay the same.
+        shrink: take out whole channels that carry nothing; the outputs stay the same.
         license: of the weights, for the card of a model-folder: an SPDX identifier such as apache-2.0.
     """
 
@@ -63,8 +64,8 @@ def _check_fits(options: Options) -> None:
         raise UserError(f"--values {options.values} is for --to artefact")
     if options.license != "unknown" and options.to != "model-folder":
         raise UserError("--license is for the card of --to model-folder")
-    if options.shrink and options.to not in {"state-dict", "onnx"}:
-        raise UserError("a compact artefact keeps the network's shapes; --shrink needs --to state-dict or onnx")
+    if options.shrink and options.to == "model-folder":
+        raise UserError("a model folder holds the network that was evaluated, not a shrunk one")
 
 
 def _model_folder(options: Options, folder: Path) -> int:
@@ -78,14 +79,21 @@ def _model_folder(options: Options, folder: Path) -> int:
 
 def _file(options: Options, path: Path) -> int:
     target = options.open()
-    model = target.model
     if options.shrink:
-        model = sparsity.shrink(model, torch.zeros(1, *target.architecture.in_shape))
-        before, after = (sum(parameter.numel() for parameter in one.parameters()) for one in (target.model, model))
-        say(f"{before:,} parameters shrink to {after:,}")
+        target = _shrunk(target)
+    model, architecture = target.model, target.architecture
     make_folder(path.parent)
     if options.to == "state-dict":
-        return export.save_state_dict(path, model, options.shrink)
+        return export.save_state_dict(path, model, architecture.shrunk)
     if options.to == "onnx":
-        return export.save_onnx(path, model, target.architecture.in_shape)
-    return export.save_compact(path, model, target.masks, target.architecture, target.description, options.values)
+        return export.save_onnx(path, model, architecture.in_shape)
+    return export.save_compact(path, model, target.masks, architecture, target.description, options.values)
+
+
+def _shrunk(target: Target) -> Target:
+    model = sparsity.shrink(target.model, torch.zeros(1, *target.architecture.in_shape))
+    before, after = (sum(parameter.numel() for parameter in one.parameters()) for one in (target.model, model))
+    say(f"{before:,} parameters shrink to {after:,}")
+    # A channel takes its part of a mask with it; what is left of one is where its layer is not 0.
+    masks = {name: model.get_parameter(name) != 0 for name in target.masks}
+    return replace(target, model=model, masks=masks, architecture=replace(target.architecture, shrunk=True))

@@ -59,7 +59,7 @@ def write_model_folder(folder: Path, target: Target, evaluated: EvaluatedNetwork
         paths = ModelFolder(workplace)
         said = portable_description(target.description)
         size_bytes = export.save_compact(paths.artefact, target.model, target.masks, target.architecture, said)
-        export.save_state_dict(paths.state_dict, target.model)
+        export.save_state_dict(paths.state_dict, target.model, target.architecture.shrunk)
         card = evaluated.card | {"size_bytes": size_bytes, "sha256": io.file_hash(paths.artefact)}
         io.write_json(paths.card, card)
         io.write_text(paths.recipe, yaml.safe_dump(card["recipe"], sort_keys=False, allow_unicode=True))
