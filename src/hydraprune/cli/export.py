@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -87,7 +87,15 @@ def _file(options: Options, path: Path) -> int:
         return export.save_state_dict(path, model, architecture.shrunk)
     if options.to == "onnx":
         return export.save_onnx(path, model, architecture.in_shape)
-    return export.save_compact(path, model, target.masks, architecture, target.description, options.values)
+    said = _of_rounded(target.description, options.values)
+    return export.save_compact(path, model, target.masks, architecture, said, options.values)
+
+
+def _of_rounded(description: dict[str, Any], values: str) -> dict[str, Any]:
+    """Return what a file says of itself; numbers that were measured before its weights are rounded say so."""
+    if values == "fp32" or "measured" not in description:
+        return description
+    return description | {"measured": {**description["measured"], "before": f"weights were rounded to {values}"}}
 
 
 def _shrunk(target: Target) -> Target:
