@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hydraprune.bounds.backward import Relaxed, linear_bounds
 from hydraprune.bounds.interval import Bounds, Interval
@@ -103,7 +104,7 @@ class Propagation:
             if isinstance(operation, Nonlinear) and index not in self._relaxations:
                 before = self.intervals[operation.inputs[0]]
                 self._relaxations[index] = operation.relax(before, self._parallel, self._rounding is not None)
-        return Relaxed(self._operations, self._relaxations, self._errors, self._region)
+        return Relaxed(self._operations, dict(self._relaxations), self._errors, self._region)
 
     def _refined(self, index: int, reader: Nonlinear) -> Interval:
         """Return the interval of a node, better by linear bounds of those of its numbers where it matters."""
@@ -127,7 +128,8 @@ class Propagation:
         windows = None if levels is None else Windows(relaxed, index, levels)
         largest = max(math.prod(operation.out_shape) for operation in self._operations[: index + 1])
         count = max(1, self._chunk // (2 * (largest if windows is None else windows.largest)))
-        for chosen, flat in zip(torch.split(samples, count), torch.split(places, count), strict=True):
+
+        def bounds_of(chosen: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
             if windows is not None:
                 seen, rows = windows.at(chosen, flat)
                 lower, upper = linear_bounds(seen, len(seen.operations) - 1, rows, both=True)
@@ -137,7 +139,14 @@ class Propagation:
                 rows[torch.arange(len(chosen), device=rows.device), flat] = 1.0
                 lower, upper = linear_bounds(relaxed.take(chosen), index, rows.reshape(-1, 1, *shape), both=True)
             assert upper is not None
-            yield Bounds(lower.squeeze(1), upper.squeeze(1))
+            return lower.squeeze(1), upper.squeeze(1)
+
+        for some in zip(torch.split(samples, count), torch.split(places, count), strict=True):
+            if torch.is_grad_enabled():
+                # What a chunk leaves for its backward pass is made again then, or memory would be of all rows.
+                yield Bounds(*checkpoint(bounds_of, *some, use_reentrant=False))
+            else:
+                yield Bounds(*bounds_of(*some))
 
     # What can be asked for
 

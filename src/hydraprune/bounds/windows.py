@@ -196,7 +196,7 @@ class _Cut:
         columns = self._left[:, None] + self._margins[1][0] + self._along(1)
         places = ((self._samples[:, None] * high + rows) * wide)[:, :, None] + columns[:, None]
         cut = padded.reshape(-1, channels).index_select(0, places.flatten())
-        return cut.view(*places.shape, channels).permute(0, 3, 1, 2)
+        return cut.view(*places.shape, channels).permute(0, 3, 1, 2).contiguous()  # sums of products read rows flat
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Return (n, height, width), 1 inside the image and 0 beside it."""
