@@ -30,8 +30,13 @@ class StagePaths:
 
     @property
     def checkpoint(self) -> Path:
-        """The state of a stage that is not finished yet."""
+        """The newest state of a stage that is not finished yet."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def checkpoint_before(self) -> Path:
+        """The state before the newest, for when that is damaged."""
+        return self.folder / "checkpoint.before.pt"
 
     @property
     def model(self) -> Path:

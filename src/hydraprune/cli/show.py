@@ -105,7 +105,8 @@ def _state(stage: StagePaths) -> str:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return "running"
-    return "stopped, state saved" if stage.checkpoint.exists() else "stopped"
+    saved = stage.checkpoint.exists() or stage.checkpoint_before.exists()
+    return "stopped, state saved" if saved else "stopped"
 
 
 def _models(words: Sequence[str]) -> None:

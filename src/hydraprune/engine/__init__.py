@@ -5,6 +5,7 @@ from hydraprune.engine.hardware import Hardware, available_cores, default_thread
 from hydraprune.engine.loop import train
 from hydraprune.engine.optimisers import OPTIMISERS, SGD, Adam, Optimiser
 from hydraprune.engine.perturbation import AWP
+from hydraprune.engine.savings import Checkpointing, Savings
 from hydraprune.engine.schedules import SCHEDULES, Constant, Cosine, OneCycle, Schedule
 from hydraprune.engine.stopping import check_stop, graceful, request_stop, stop_requested
 from hydraprune.engine.training import Distillation, Training, Work
@@ -16,6 +17,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Average",
+    "Checkpointing",
     "Constant",
     "Cosine",
     "Distillation",
@@ -23,6 +25,7 @@ __all__ = [
     "OneCycle",
     "Optimiser",
     "RunningAverage",
+    "Savings",
     "Schedule",
     "Training",
     "Work",

@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydraprune.engine.averaging import RunningAverage
-from hydraprune.errors import UserError
-from hydraprune.io import write_bytes
+from hydraprune.engine.savings import Unusable
 
 
 @dataclass
@@ -42,8 +40,8 @@ class TrainState:
     best: Best = field(default_factory=Best)
     seconds: float = 0.0
 
-    def save(self, path: Path) -> None:
-        """Write everything, with the state of every random generator, atomically."""
+    def dump(self) -> bytes:
+        """Return everything, with the state of every random generator."""
         state = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -56,17 +54,16 @@ class TrainState:
             "seconds": self.seconds,
             "random": random_state(),
         }
-        # Through memory: on a full disk torch's own writer ends in a RuntimeError, ours in one clear line.
         buffer = BytesIO()
         torch.save(state, buffer)
-        write_bytes(path, buffer.getvalue())
+        return buffer.getvalue()
 
-    def load(self, path: Path) -> None:
-        """Restore what `save` wrote; `UserError` when the file is not such a state."""
+    def restore(self, content: bytes) -> None:
+        """Restore what `dump` returned; `Unusable` when it is not such a state."""
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
         except Exception:  # noqa: BLE001 - torch.load raises many kinds for a broken file, with pages of advice
-            raise UserError(f"'{path}' is not a usable checkpoint: it is damaged; delete it to start anew") from None
+            raise Unusable("it is damaged") from None
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
@@ -78,8 +75,7 @@ class TrainState:
             self.seconds = state["seconds"]
             set_random_state(state["random"])
         except Exception as error:  # noqa: BLE001 - whatever is missing or of another shape
-            what = " ".join(str(error).split())
-            raise UserError(f"'{path}' is not a usable checkpoint ({what}); delete it to start anew") from None
+            raise Unusable(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def seed_everything(seed: int) -> None:

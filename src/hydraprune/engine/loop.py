@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,34 +14,39 @@ from torch import Tensor, nn
 from hydraprune.console import Progress, Task
 from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
+from hydraprune.engine.savings import Checkpointing, Savings, Timer
 from hydraprune.engine.stopping import stop_requested
 from hydraprune.engine.training import Training, Work
 from hydraprune.engine.update import updates
 from hydraprune.errors import HydrapruneError, Interrupted, UserError
 from hydraprune.objectives import Distilled, Loss, Objective, StageProgress
+from hydraprune.paths import StagePaths
+
+_USUALLY = Checkpointing()
 
 
 def train(
     work: Work,
     training: Training,
     fabric: Fabric,
-    checkpoint: Path,
+    paths: StagePaths,
     progress: Progress,
     title: str,
-    checkpoint_every_s: float = 60.0,
+    checkpointing: Checkpointing = _USUALLY,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Run a stage to its end, from its checkpoint where there is one.
+    """Run a stage to its end, from its newest checkpoint where there is one.
 
     Killed at any moment and called again with the same arguments it ends in the same bits (CPU, same thread count).
+    Its checkpoints are there until `Savings.remove`: a caller killed while it stores the result goes on from them.
 
     Args:
         work: what to train on what.
         training: for how long and how.
         fabric: device and precision.
-        checkpoint: the file of the unfinished state.
-        progress: where to show a bar.
+        paths: where the unfinished state is kept; the folder must be there.
+        progress: where to show a bar, and a line if a checkpoint is damaged.
         title: of the bar.
-        checkpoint_every_s: seconds between two savings; 0 saves after every update.
+        checkpointing: how often the state is saved.
 
     Returns:
         One record for each epoch, and the seconds spent, those before a resume counted in.
@@ -50,20 +54,20 @@ def train(
     Raises:
         Interrupted: a signal came; the state is saved.
         HydrapruneError: the loss is NaN or infinite.
-        UserError: distillation without a teacher, or a checkpoint that cannot be used.
+        UserError: distillation without a teacher, or no checkpoint that can be used.
     """
     with _only_learning(work.model, work.parameters):
-        return _train(work, training, fabric, checkpoint, progress, title, checkpoint_every_s)
+        return _train(work, training, fabric, paths, progress, title, checkpointing)
 
 
 def _train(
     work: Work,
     training: Training,
     fabric: Fabric,
-    checkpoint: Path,
+    paths: StagePaths,
     progress: Progress,
     title: str,
-    checkpoint_every_s: float,
+    checkpointing: Checkpointing,
 ) -> tuple[list[dict[str, Any]], float]:
     seed_everything(work.seed)
     model = fabric.setup_module(work.model)
@@ -72,12 +76,9 @@ def _train(
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
     state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters))
     state.totals = state.totals.to(fabric.device)
-    if checkpoint.exists():
-        state.load(checkpoint)
+    keeper = _Keeper(state, Savings(paths.checkpoint, paths.checkpoint_before, progress.say), checkpointing, title)
     per_epoch = len(work.batches)
     steps = training.epochs * per_epoch
-    began = saved = time.monotonic()
-    before = state.seconds
     with progress.task(title, steps, state.epoch * per_epoch + state.batch) as bar:
         while state.epoch < training.epochs:
             model.train()
@@ -92,14 +93,7 @@ def _train(
                     state.totals += _summed(loss, len(batch))
                 state.batch += 1
                 bar.advance()
-                now = time.monotonic()
-                state.seconds = before + now - began
-                if stop_requested():
-                    state.save(checkpoint)
-                    raise Interrupted(f"{title}: stopped by a signal, state saved; run the same command to go on")
-                if now - saved >= checkpoint_every_s:
-                    state.save(checkpoint)
-                    saved = now
+                keeper.after_step()
             _end_epoch(work, training, model, state, bar)
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
@@ -107,7 +101,32 @@ def _train(
         _install(work, model, state.average, 1.0)
     if work.masks is not None and training.epochs == 0:
         work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
-    return state.history, before + time.monotonic() - began
+    return state.history, keeper.seconds()
+
+
+class _Keeper:
+    """Brings the state back at the start, and to disk when it is time or a signal asks for it."""
+
+    def __init__(self, state: TrainState, savings: Savings, checkpointing: Checkpointing, title: str) -> None:
+        self._state, self._savings, self._title = state, savings, title
+        savings.load(state.restore)
+        self._timer = Timer(checkpointing)
+        self._before, self._began = state.seconds, time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds spent so far, those before a resume counted in."""
+        return self._before + time.monotonic() - self._began
+
+    def after_step(self) -> None:
+        """Save if it is time; raise `Interrupted`, the state saved, if a signal came."""
+        self._state.seconds = self.seconds()
+        due = self._timer.due()
+        if stop_requested():
+            self._savings.save(self._state.dump())
+            raise Interrupted(f"{self._title}: stopped by a signal, state saved; run the same command to go on")
+        if due:
+            self._savings.save(self._state.dump())
+            self._timer.saved()
 
 
 def _with_teacher(work: Work, training: Training, fabric: Fabric) -> Objective:

@@ -39,7 +39,6 @@ class Project:
         source: what of data and network determines a stage, for its hash.
         fabric: the device.
         progress: the screen.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
     """
 
     recipe: Recipe
@@ -53,7 +52,6 @@ class Project:
     source: dict[str, Any]
     fabric: Fabric
     progress: Progress = field(default_factory=SilentProgress)
-    checkpoint_every_s: float = 60.0
 
     @property
     def test(self) -> LabelledImages:
@@ -69,7 +67,6 @@ def open_project(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> Project:
     """Read the data, find the network and prepare the folder.
 
@@ -79,7 +76,6 @@ def open_project(
         model: the user's own module in place of `recipe.model`; it is copied, never changed.
         dataset: the user's own data in place of `recipe.data.name`.
         progress: the screen.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
 
     Raises:
         UserError: the data is missing, the network unknown, the folder not writable, the device not there.
@@ -111,9 +107,12 @@ def open_project(
         source["model"]["weights"] = io.file_hash(recipe.model.weights)
     if model is not None:
         source["model"]["fingerprint"] = _fingerprint(model)
+    paths = RunPaths(io.make_folder(out))
+    for folder in (paths.folder, paths.artefacts):
+        io.sweep(folder)
     return Project(
         recipe,
-        RunPaths(io.make_folder(out)),
+        paths,
         dataset,
         train,
         validation,
@@ -123,7 +122,6 @@ def open_project(
         source,
         fabric,
         progress or SilentProgress(),
-        checkpoint_every_s,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
-from hydraprune.engine import SGD, Hardware, Training
+from hydraprune.engine import SGD, Checkpointing, Hardware, Training
 from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
@@ -208,6 +208,7 @@ class Recipe:
         evaluation: how robustness is measured.
         compare: the grid of `hydraprune compare`.
         hardware: device, precision, memory format, threads.
+        checkpoint: how often the state of an unfinished stage is saved.
     """
 
     name: str = "digits"
@@ -222,6 +223,7 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
     compare: Comparison = Comparison()
     hardware: Hardware = Hardware()
+    checkpoint: Checkpointing = Checkpointing()
 
     @property
     def finetune_epochs(self) -> int:
@@ -273,6 +275,8 @@ class Recipe:
             ("hardware.threads", self.hardware.threads, 0),
             ("prune.probe_batches", self.prune.probe_batches, 1),
             ("seed", self.seed, 0),
+            ("checkpoint.every_s", self.checkpoint.every_s or 0, 0),
+            ("checkpoint.every_steps", 1 if self.checkpoint.every_steps is None else self.checkpoint.every_steps, 1),
             ("evaluation.n", 1 if self.evaluation.n is None else self.evaluation.n, 1),
             ("evaluation.validation_n", self.evaluation.validation_n or 1, 1),
         ):

@@ -1,9 +1,11 @@
 """Rows of `results.json`: one for each network evaluated, every number with what it was measured under."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydraprune import export, io, sparsity
+from hydraprune.engine import Checkpointing
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import descriptions, stage_folder, stages
 from hydraprune.pipeline.labels import axes_of, file_name
@@ -149,13 +151,14 @@ def artefact_name(row: dict[str, Any]) -> str:
 def _description(project: Project, row: dict[str, Any]) -> dict[str, Any]:
     """Return what the artefact says of itself, short: a compact file should not be mostly prose."""
     recipe = project.recipe
+    made_by = replace(recipe, checkpoint=Checkpointing())  # how often it was saved is no part of a network
     network = stages.network_description(project)
     del network["architecture"]
     measured = ("benign_accuracy", "robust_accuracy", "certified_accuracy", "n", "attack", "norm", "eps", "eps_text")
     return {
         "name": recipe.name,
         **network,
-        "recipe": _differences(as_dict(recipe), as_dict(Recipe())),
+        "recipe": _differences(as_dict(made_by), as_dict(Recipe())),
         "measured": {key: row[key] for key in measured if key in row},
         "pruned": {key: row[key] for key in ("criterion", "allocation", "sparsity", "seed")},
     }

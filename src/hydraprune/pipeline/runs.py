@@ -57,7 +57,6 @@ def run(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> RunResult:
     """Pre-train, prune, fine-tune, evaluate and store one network; stages that are finished are not run again.
 
@@ -67,7 +66,6 @@ def run(
         model: your own module in place of `recipe.model`, with the weights to start from; it is not changed.
         dataset: your own data in place of `recipe.data.name`.
         progress: where to show bars.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
 
     Raises:
         UserError: a mistake in what was given; the message says which and what would work.
@@ -75,9 +73,7 @@ def run(
     """
     recipe = _checked(recipe or Recipe())
     began = time.monotonic()
-    project = open_project(
-        recipe, Path(out), model=model, dataset=dataset, progress=progress, checkpoint_every_s=checkpoint_every_s
-    )
+    project = open_project(recipe, Path(out), model=model, dataset=dataset, progress=progress)
     origin = provenance(recipe.hardware, torch.get_num_threads()) | {"jobs": 1}
     dense = results.dense_row(project)
     row = results.with_preserved(results.pruned_row(project), dense)
@@ -90,10 +86,9 @@ def make_stage(
     stage: StageName,
     *,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> StagePaths:
     """Make one stage and those before it, unless they are finished; return its folder. Raises as `run` does."""
-    project = open_project(_checked(recipe), Path(out), progress=progress, checkpoint_every_s=checkpoint_every_s)
+    project = open_project(_checked(recipe), Path(out), progress=progress)
     return {"pretrain": stages.pretrain, "prune": stages.prune, "finetune": stages.finetune}[stage](project)
 
 
@@ -105,7 +100,6 @@ def compare(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> RunResult:
     """Make and evaluate every network of the recipe's `compare` grid, and write one table of them all.
 
@@ -117,7 +111,6 @@ def compare(
         model: your own module in place of `recipe.model`.
         dataset: your own data in place of `recipe.data.name`.
         progress: where to show bars.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
 
     Raises:
         UserError: a mistake in what was given.
@@ -137,7 +130,7 @@ def compare(
 
     def call(function: Any, cell: Recipe) -> Call[Any]:
         placed = replace(cell, hardware=recipe.hardware)
-        return function, (placed, paths.folder, model, dataset, checkpoint_every_s)
+        return function, (placed, paths.folder, model, dataset)
 
     if count > 1:
         warm_up()
@@ -227,10 +220,8 @@ def _command() -> str:
     return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 - argv is text, not a path
 
 
-def _open(
-    recipe: Recipe, out: Path, model: nn.Module | None, dataset: Dataset | None, every_s: float, progress: Progress
-) -> Project:
-    return open_project(recipe, out, model=model, dataset=dataset, progress=progress, checkpoint_every_s=every_s)
+def _open(recipe: Recipe, out: Path, model: nn.Module | None, dataset: Dataset | None, progress: Progress) -> Project:
+    return open_project(recipe, out, model=model, dataset=dataset, progress=progress)
 
 
 def _pretrain(*arguments: Any) -> None:

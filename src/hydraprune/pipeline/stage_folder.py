@@ -20,19 +20,31 @@ from hydraprune.pipeline.provenance import provenance
 def make(project: Project, stage: Stage, work: Callable[[StagePaths], dict[str, Any]]) -> StagePaths:
     """Return the stage's folder, finished: at once when it is, else after doing the work."""
     paths = project.paths.stage(stage.kind, stage.key)
-    if paths.outcome.exists():
+    if paths.outcome.exists() and not _litter(paths):
         return paths
     io.make_folder(paths.folder)
     with _locked(paths, project):
+        io.sweep(paths.folder, everything=True)
         if paths.outcome.exists():
+            _tidy(paths)
             return paths
         check_stop()
         io.write_json(paths.description, {"kind": stage.kind, **stage.description})
         # With the stage, not only with the run: a later run may find it finished by other code on another machine.
         origin = provenance(project.recipe.hardware, torch.get_num_threads())
         io.write_json(paths.outcome, work(paths) | {"provenance": origin})
-        paths.checkpoint.unlink(missing_ok=True)
+        _tidy(paths)
     return paths
+
+
+def _litter(paths: StagePaths) -> bool:
+    """Whether a process was killed between finishing the stage and deleting its checkpoints."""
+    return paths.checkpoint.exists() or paths.checkpoint_before.exists()
+
+
+def _tidy(paths: StagePaths) -> None:
+    for path in (paths.checkpoint_before, paths.checkpoint):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

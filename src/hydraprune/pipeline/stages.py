@@ -129,7 +129,7 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             keep=keep,
             # On a small network the attacks of the full checks would take longer than the attack that counts.
             sanity="model",
-            state=evaluation.State(paths.checkpoint, belongs_to, project.checkpoint_every_s),
+            state=evaluation.State(paths.checkpoint, belongs_to, recipe.checkpoint.seconds),
             progress=project.progress,
             title=f"evaluate {title}",
             check=check_stop,
@@ -176,7 +176,7 @@ def certify(project: Project, network: Stage, title: str) -> StagePaths:
                 **what,
                 device=project.fabric.device,
                 workers=recipe.hardware.workers,
-                state=evaluation.State(paths.checkpoint, belongs_to, project.checkpoint_every_s),
+                state=evaluation.State(paths.checkpoint, belongs_to, recipe.checkpoint.seconds),
                 progress=project.progress,
                 title=f"certify {title}",
                 check=check_stop,
@@ -255,9 +255,7 @@ def _train(
     objective = objective or recipe.objective
     teacher = _teacher(project) if training.distillation.on else None
     work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed, teacher)
-    history, seconds = train(
-        work, training, project.fabric, paths.checkpoint, project.progress, title, project.checkpoint_every_s
-    )
+    history, seconds = train(work, training, project.fabric, paths, project.progress, title, recipe.checkpoint)
     if finish is not None:
         finish()
     io.write_json(paths.history, {"epochs": history})
