@@ -1,8 +1,8 @@
-"""One run, killed by SIGKILL again and again at the n-th event of each of its lives; a script, see test_kill_anywhere.
+"""One run, killed by SIGKILL again and again at the n-th event of its lives; a script of test_kill_anywhere.
 
 Every life is a fork of this process, which has imported everything and run nothing. An event is a batch drawn, an
-optimiser's step, masks computed, an attack, a file half written, synced, renamed or deleted. So a moment is a number and
-not a time: the same moments on every machine.
+optimiser's step, masks computed, an attack, a file half written, synced, renamed or deleted. So a moment is a number
+and not a time: the same moments on every machine.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Killed at fifty random moments of all stages, a run ends in the bits of one left in peace, and leaves nothing behind."""
+"""Killed at fifty random moments, a run ends in the bits of one left in peace, and leaves nothing behind."""
 
 import json
 import subprocess

@@ -3,6 +3,7 @@
 from hydraprune.engine.averaging import Average, RunningAverage, recalibrate
 from hydraprune.engine.hardware import Hardware, available_cores, default_threads
 from hydraprune.engine.loop import train
+from hydraprune.engine.memory import memory_advice
 from hydraprune.engine.optimisers import OPTIMISERS, SGD, Adam, Optimiser
 from hydraprune.engine.perturbation import AWP
 from hydraprune.engine.savings import Checkpointing, Savings
@@ -33,6 +34,7 @@ __all__ = [
     "check_stop",
     "default_threads",
     "graceful",
+    "memory_advice",
     "recalibrate",
     "request_stop",
     "stop_requested",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydraprune.engine.averaging import RunningAverage
+from hydraprune.engine.health import Watch
 from hydraprune.engine.savings import Unusable
 
 
@@ -33,6 +34,7 @@ class TrainState:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     average: RunningAverage
+    watch: Watch
     epoch: int = 0
     batch: int = 0
     totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
@@ -46,6 +48,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state(),
+            "watch": self.watch.state(),
             "epoch": self.epoch,
             "batch": self.batch,
             "totals": self.totals,
@@ -68,6 +71,7 @@ class TrainState:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average.load_state(state["average"])
+            self.watch.load_state(state["watch"])
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.totals = state["totals"].to(self.totals.device)
             self.history = state["history"]

@@ -1,7 +1,6 @@
 """The one training loop. It does not know which stage it runs: stages differ in which parameters learn."""
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 from hydraprune.console import Progress, Task
 from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
+from hydraprune.engine.health import Watch
+from hydraprune.engine.memory import memory_advice
 from hydraprune.engine.savings import Checkpointing, Savings, Timer
 from hydraprune.engine.stopping import stop_requested
 from hydraprune.engine.training import Training, Work
-from hydraprune.engine.update import updates
+from hydraprune.engine.update import Updater
 from hydraprune.errors import HydrapruneError, Interrupted, UserError
 from hydraprune.objectives import Distilled, Loss, Objective, StageProgress
 from hydraprune.paths import StagePaths
@@ -53,10 +54,11 @@ def train(
 
     Raises:
         Interrupted: a signal came; the state is saved.
-        HydrapruneError: the loss is NaN or infinite.
-        UserError: distillation without a teacher, or no checkpoint that can be used.
+        HydrapruneError: a loss, a gradient or a parameter is NaN or infinite; the step is named.
+        UserError: distillation without a teacher, no checkpoint that can be used, or memory ran out.
     """
-    with _only_learning(work.model, work.parameters):
+    advice = "a smaller batch_size needs less, and so does a larger accumulate, which keeps the update as it is"
+    with _only_learning(work.model, work.parameters), memory_advice(title, advice):
         return _train(work, training, fabric, paths, progress, title, checkpointing)
 
 
@@ -74,8 +76,10 @@ def _train(
     work = replace(work, objective=_with_teacher(work, training, fabric))
     raw_optimiser = training.optimiser.build(work.parameters)
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
-    state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters))
+    watch = Watch(training.on_nan, work.model, work.parameters, fabric.device, title, progress.say)
+    state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters), watch)
     state.totals = state.totals.to(fabric.device)
+    updater = Updater(work, training, model, optimiser, fabric, watch)
     keeper = _Keeper(state, Savings(paths.checkpoint, paths.checkpoint_before, progress.say), checkpointing, title)
     per_epoch = len(work.batches)
     steps = training.epochs * per_epoch
@@ -87,13 +91,13 @@ def _train(
                 rate = training.optimiser.lr * training.schedule.factor(position.fraction)
                 for group in raw_optimiser.param_groups:
                     group["lr"] = rate
-                gamma = training.awp.gamma if training.awp.acts(position) else 0.0
-                for loss in updates(work, model, optimiser, batch, position, gamma, fabric):
-                    state.average.after_update()
-                    state.totals += _summed(loss, len(batch))
+                with _blame(watch, per_epoch):
+                    for loss in updater.updates(batch, position):
+                        state.average.after_update()
+                        state.totals += _summed(loss, len(batch))
                 state.batch += 1
                 bar.advance()
-                keeper.after_step()
+                keeper.after_step(per_epoch)
             _end_epoch(work, training, model, state, bar)
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
@@ -102,6 +106,16 @@ def _train(
     if work.masks is not None and training.epochs == 0:
         work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
     return state.history, keeper.seconds()
+
+
+@contextlib.contextmanager
+def _blame(watch: Watch, per_epoch: int) -> Iterator[None]:
+    """Name the step that made NaN of scores, whose masks then cannot be computed."""
+    try:
+        yield
+    except HydrapruneError:
+        watch.check(per_epoch)
+        raise
 
 
 class _Keeper:
@@ -117,16 +131,17 @@ class _Keeper:
         """Return the seconds spent so far, those before a resume counted in."""
         return self._before + time.monotonic() - self._began
 
-    def after_step(self) -> None:
-        """Save if it is time; raise `Interrupted`, the state saved, if a signal came."""
+    def after_step(self, per_epoch: int) -> None:
+        """Save if it is time; raise `Interrupted`, the state saved, if a signal came. A lost state is never saved."""
         self._state.seconds = self.seconds()
-        due = self._timer.due()
-        if stop_requested():
-            self._savings.save(self._state.dump())
+        due, stopped = self._timer.due(), stop_requested()
+        if not (due or stopped):
+            return
+        self._state.watch.check(per_epoch)
+        self._savings.save(self._state.dump())
+        self._timer.saved()
+        if stopped:
             raise Interrupted(f"{self._title}: stopped by a signal, state saved; run the same command to go on")
-        if due:
-            self._savings.save(self._state.dump())
-            self._timer.saved()
 
 
 def _with_teacher(work: Work, training: Training, fabric: Fabric) -> Objective:
@@ -147,19 +162,20 @@ def _summed(loss: Loss, images: int) -> Tensor:
 
 def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainState, bar: Task) -> None:
     """Write the epoch's record, validate, keep the best state, and move to the next epoch."""
+    state.watch.check(len(work.batches))
     loss, correct, seen = state.totals.tolist()
-    if not math.isfinite(loss):
-        raise HydrapruneError(f"the loss is {loss} in epoch {state.epoch}; a lower learning rate may help")
     record: dict[str, Any] = {
         "epoch": state.epoch,
         "step": (state.epoch + 1) * len(work.batches),
         "lr": state.optimiser.param_groups[0]["lr"],
-        "loss": loss / seen,
-        "train_accuracy": correct / seen,
+        "loss": loss / seen if seen else None,
+        "train_accuracy": correct / seen if seen else None,
         "seconds": state.seconds,
         "validation_benign": None,
         "validation_robust": None,
     }
+    if training.on_nan == "skip":
+        record["skipped_updates"] = state.watch.skipped
     done = (state.epoch + 1) / training.epochs
     state.average.after_epoch(done)
     if work.validate is not None:
@@ -172,7 +188,7 @@ def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainSta
     state.history.append(record)
     state.epoch, state.batch = state.epoch + 1, 0
     state.totals.zero_()
-    shown = [f"loss {record['loss']:.3f}"]
+    shown = [f"loss {record['loss']:.3f}"] if seen else ["no update"]
     if record["validation_robust"] is not None:
         shown.append(f"val {record['validation_benign']:.1%} / {record['validation_robust']:.1%}")
     bar.note("  ".join(shown))

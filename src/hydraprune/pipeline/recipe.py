@@ -341,6 +341,8 @@ def _training_complaints(key: str, training: Training, validation_fraction: floa
         yield f"{key}.epochs must be at least 0, got {training.epochs}"
     if training.batch_size < 1:
         yield f"{key}.batch_size must be at least 1, got {training.batch_size}"
+    if not 1 <= training.accumulate <= max(1, training.batch_size):
+        yield f"{key}.accumulate must be at least 1 and at most the batch size, got {training.accumulate}"
     if not training.optimiser.lr > 0:
         yield f"{key}.optimiser.lr must be above 0, got {training.optimiser.lr}"
     if training.select == "best" and not validation_fraction > 0:

@@ -20,7 +20,7 @@ from hydraprune import data as datasets
 from hydraprune import evaluation, io, models, sparsity
 from hydraprune.attacks import PGD
 from hydraprune.data import Batches
-from hydraprune.engine import Training, Work, check_stop, train
+from hydraprune.engine import Training, Work, check_stop, memory_advice, train
 from hydraprune.evaluation import Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
@@ -38,6 +38,8 @@ from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.stage_folder import make
 from hydraprune.sparsity import MaskSet
+
+_SMALLER_EVALUATION = "a smaller evaluation.batch_size needs less"
 
 
 def pretrain(project: Project) -> StagePaths:
@@ -150,7 +152,8 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             "seconds": time.monotonic() - began,
         }
 
-    return make(project, evaluate_stage(project, network), work)
+    with memory_advice(f"evaluate {title}", _SMALLER_EVALUATION):
+        return make(project, evaluate_stage(project, network), work)
 
 
 def certify(project: Project, network: Stage, title: str) -> StagePaths:
@@ -185,7 +188,8 @@ def certify(project: Project, network: Stage, title: str) -> StagePaths:
             outcome |= {key: found[key] for key in ("certified", "undecided", "dtype", "seconds")}
         return outcome | {"certified_accuracy": outcome["certified"] / outcome["n"]}
 
-    return make(project, certify_stage(project, network), work)
+    with memory_advice(f"certify {title}", "a smaller evaluation.certification.batch_size needs less"):
+        return make(project, certify_stage(project, network), work)
 
 
 def _standing(evaluated: StagePaths, n: int, same_ball: bool) -> Tensor:
@@ -312,15 +316,16 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
 
     def validate(model: nn.Module) -> dict[str, Any]:
         protocol = Protocol(attack, restarts=1 if steps else 0)
-        found = evaluation.evaluate(
-            model,
-            split,
-            protocol,
-            batch_size=recipe.evaluation.batch_size,
-            seed=recipe.seed,
-            device=project.fabric.device,
-            workers=recipe.hardware.workers,
-        )
+        with memory_advice("validation", _SMALLER_EVALUATION):
+            found = evaluation.evaluate(
+                model,
+                split,
+                protocol,
+                batch_size=recipe.evaluation.batch_size,
+                seed=recipe.seed,
+                device=project.fabric.device,
+                workers=recipe.hardware.workers,
+            )
         robust = found.robust_accuracy if steps else found.benign_accuracy
         return {"validation_benign": found.benign_accuracy, "validation_robust": robust}
 
