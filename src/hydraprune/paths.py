@@ -38,6 +38,14 @@ class StagePaths:
         """The state before the newest, for when that is damaged."""
         return self.folder / "checkpoint.before.pt"
 
+    def checkpoint_of(self, rank: int, size: int) -> Path:
+        """The state of an evaluation that is not finished yet, in one of `size` processes."""
+        return self.checkpoint if size == 1 else self.folder / f"checkpoint.{rank}of{size}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """All states that are there, the newest last: whoever is killed deleting them leaves that."""
+        return sorted(self.folder.glob("checkpoint*.pt"))
+
     @property
     def model(self) -> Path:
         """The state dict that a training stage ends with: parameters, buffers, scores and masks."""

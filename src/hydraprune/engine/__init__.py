@@ -1,7 +1,8 @@
 """The engine: one training loop, one checkpointable state, optimisers and schedules as values, Fabric below."""
 
 from hydraprune.engine.averaging import Average, RunningAverage, recalibrate
-from hydraprune.engine.hardware import Hardware, available_cores, default_threads
+from hydraprune.engine.group import Group
+from hydraprune.engine.hardware import Hardware, available_cores, default_threads, launched, launched_rank
 from hydraprune.engine.loop import train
 from hydraprune.engine.memory import memory_advice
 from hydraprune.engine.optimisers import OPTIMISERS, SGD, Adam, Optimiser
@@ -22,6 +23,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Distillation",
+    "Group",
     "Hardware",
     "OneCycle",
     "Optimiser",
@@ -34,6 +36,8 @@ __all__ = [
     "check_stop",
     "default_threads",
     "graceful",
+    "launched",
+    "launched_rank",
     "memory_advice",
     "recalibrate",
     "request_stop",

@@ -6,18 +6,19 @@ objective may so run the network as often as it likes, in whatever mode, and wha
 """
 
 import contextlib
+import hashlib
 import pickle
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
-from hydraprune.errors import HydrapruneError
+from hydraprune.errors import HydrapruneError, Interrupted
 
 T = TypeVar("T")
 
@@ -44,15 +45,12 @@ class Group:
     def __init__(self, fabric: Fabric) -> None:
         self.rank, self.size = fabric.global_rank, fabric.world_size
         self._device = fabric.device
+        self._host = _host_group() if self.size > 1 else None
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and speaks for all."""
         return self.rank == 0
-
-    def share(self, count: int) -> slice:
-        """Return this process's part of `count` things in a row: all parts are disjoint, together they are all."""
-        return share_of(count, self.rank, self.size)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -65,19 +63,19 @@ class Group:
             with _peers():
                 dist.all_reduce(flat)
             flat /= self.size
-            for tensor, mean in zip(chosen, flat.split([t.numel() for t in chosen]), strict=True):
+            for tensor, mean in zip(chosen, torch.split(flat, [t.numel() for t in chosen]), strict=True):
                 tensor.copy_(mean.view_as(tensor))
 
     @torch.no_grad()
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average gradients. A parameter without one here counts as 0, if another process has one for it."""
+    def average_gradients(self, parameters: Sequence[nn.Parameter], buffers: Sequence[Tensor]) -> None:
+        """Average gradients, and buffers with them. No gradient here counts as 0 if another process has one."""
         if self.size == 1:
             return
         has = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self._device)
         missing = [parameter for parameter in parameters if parameter.grad is None]
         for parameter in missing:
             parameter.grad = torch.zeros_like(parameter)
-        self.average([*(parameter.grad for parameter in parameters if parameter.grad is not None), has])
+        self.average([*(parameter.grad for parameter in parameters if parameter.grad is not None), has, *buffers])
         if missing:  # rare, and the only case in which the device is waited for
             for parameter, share in zip(parameters, has.tolist(), strict=True):
                 if share == 0:
@@ -89,9 +87,9 @@ class Group:
         if self.size > 1:
             with _peers():
                 for tensor in tensors:
-                    whole = tensor.contiguous()
-                    dist.broadcast(whole.view(torch.uint8) if whole.dtype == torch.bool else whole, 0)
-                    tensor.copy_(whole)
+                    bits = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
+                    dist.broadcast(bits, 0)
+                    tensor.copy_(bits)
 
     def gather(self, value: T) -> list[T]:
         """Return every process's value, in order of their ranks; plain values and CPU tensors."""
@@ -99,12 +97,17 @@ class Group:
             return [value]
         found: list[Any] = [None] * self.size
         with _peers():
-            dist.all_gather_object(found, value)
+            dist.all_gather_object(found, value, self._host)
         return found
 
     def any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether it is up in any process."""
-        return [any(column) for column in zip(*self.gather(flags), strict=True)]
+        if self.size == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.int32)
+        with _peers():
+            dist.all_reduce(raised, dist.ReduceOp.MAX, self._host)
+        return [bool(flag) for flag in raised.tolist()]
 
     def leader(self, work: Callable[[], T]) -> T:
         """Let the first process do something; return its result, or raise its error, in all."""
@@ -116,10 +119,18 @@ class Group:
                 told = (work(), None)
             except HydrapruneError as error:
                 told = (None, error)
+        result: T
         result, failure = self.gather(told)[0]
         if failure is not None:
+            failure.quiet = not self.leads
             raise failure
         return result
+
+    def interrupted(self, message: str) -> Interrupted:
+        """Return the error of a stop that all processes agreed on; one of them will print it."""
+        error = Interrupted(message)
+        error.quiet = not self.leads
+        return error
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -139,21 +150,25 @@ class Group:
             for name, mine, first in zip(names, hashes, found[0], strict=True):
                 if mine != first:
                     raise HydrapruneError(
-                        f"{what} '{name}' of rank {rank} is not that of rank 0: the processes do not compute the same; "
-                        "are they of one version, on machines of one kind? --deterministic may help"
+                        f"{what} '{name}' of rank {rank} is not that of rank 0: the processes do not compute the "
+                        "same; are they of one version, on machines of one kind? --deterministic may help"
                     )
 
 
-def share_of(count: int, rank: int, size: int) -> slice:
-    """Return part `rank` of `count` things split into `size` parts as even as can be, larger ones first."""
-    least, more = divmod(count, size)
-    start = rank * least + min(rank, more)
-    return slice(start, start + least + (rank < more))
+@cache
+def _host_group() -> Any:
+    """Return a way for the processes to talk beside their GPUs, so that nobody waits for these."""
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
-def _hash(tensor: Tensor) -> int:
-    bits = tensor.detach().cpu().contiguous()
-    return zlib.crc32(bits.view(torch.uint8).numpy() if bits.dim() else bits.view(1).view(torch.uint8).numpy())
+def _hash(tensor: Tensor) -> str:
+    bits = tensor.detach().cpu().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(bits.numpy().data, digest_size=8).hexdigest()
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Return BatchNorm's running means and variances, and what other buffers of floating point there are."""
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 @contextlib.contextmanager

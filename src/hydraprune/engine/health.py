@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from hydraprune.engine.group import Group
 from hydraprune.errors import HydrapruneError
 
 OnNan = Literal["stop", "skip"]
@@ -29,6 +30,7 @@ class Watch:
         device: of the losses.
         title: of the stage, for messages.
         say: shows a line for each update left out.
+        group: all of which leave out an update, or end, together.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Watch:
         device: torch.device,
         title: str,
         say: Callable[[str], None],
+        group: Group,
     ) -> None:
+        self._group = group
         self._skips, self._parameters, self._title, self._say = on_nan == "skip", list(parameters), title, say
         self._model = model
         self._kept: list[tuple[Tensor, Tensor]] = []
@@ -67,7 +71,7 @@ class Watch:
             self._first = torch.where(bad, now, self._first)
             return True
         values = found.tolist()
-        if all(map(math.isfinite, values)):
+        if not any(self._group.any(not all(map(math.isfinite, values)))):
             self._in_a_row = 0
             return True
         self._put_back()
@@ -91,14 +95,15 @@ class Watch:
         Args:
             per_epoch: steps of an epoch.
         """
-        step, loss, gradient = self._first.tolist()
+        noted = self._group.gather(self._first.tolist())
+        step, loss, gradient = min((bad for bad in noted if bad[0] >= 0), default=noted[0])
         advice = "what is saved is from before it; a lower learning rate may help, or on_nan: skip"
         if step >= 0:
             epoch, batch = divmod(int(step), per_epoch)
             place = f"step {int(step)} (epoch {epoch}, batch {batch}, counted from 0)"
             raise HydrapruneError(f"{self._title}: {_what(loss, gradient)} at {place}; {advice}")
         with torch.no_grad():
-            if not bool(largest_entry(self._parameters).isfinite()):
+            if any(self._group.any(not bool(largest_entry(self._parameters).isfinite()))):
                 raise HydrapruneError(f"{self._title}: the last update made parameters NaN or infinite; {advice}")
 
     def state(self) -> dict[str, Any]:

@@ -11,19 +11,23 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hydraprune.console import Progress, Task
+from hydraprune.data import Batch
 from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
+from hydraprune.engine.group import Group, running_statistics
 from hydraprune.engine.health import Watch
 from hydraprune.engine.memory import memory_advice
 from hydraprune.engine.savings import Checkpointing, Savings, Timer
 from hydraprune.engine.stopping import stop_requested
 from hydraprune.engine.training import Training, Work
 from hydraprune.engine.update import Updater
-from hydraprune.errors import HydrapruneError, Interrupted, UserError
+from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.objectives import Distilled, Loss, Objective, StageProgress
 from hydraprune.paths import StagePaths
 
 _USUALLY = Checkpointing()
+_CHECK_EVERY = 100
+"""Steps between two comparisons of the bits of all processes, besides those at savings and ends of epochs."""
 
 
 def train(
@@ -71,16 +75,19 @@ def _train(
     title: str,
     checkpointing: Checkpointing,
 ) -> tuple[list[dict[str, Any]], float]:
-    seed_everything(work.seed)
+    group = Group(fabric)
+    seed_everything(work.seed, group.rank)
     model = fabric.setup_module(work.model)
     work = replace(work, objective=_with_teacher(work, training, fabric))
     raw_optimiser = training.optimiser.build(work.parameters)
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
-    watch = Watch(training.on_nan, work.model, work.parameters, fabric.device, title, progress.say)
-    state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters), watch)
+    watch = Watch(training.on_nan, work.model, work.parameters, fabric.device, title, progress.say, group)
+    group.spread(list(work.model.state_dict().values()))
+    state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters), watch, group)
     state.totals = state.totals.to(fabric.device)
-    updater = Updater(work, training, model, optimiser, fabric, watch)
-    keeper = _Keeper(state, Savings(paths.checkpoint, paths.checkpoint_before, progress.say), checkpointing, title)
+    updater = Updater(work, training, model, optimiser, fabric, watch, group)
+    savings = Savings(paths.checkpoint, paths.checkpoint_before, progress.say)
+    keeper = _Keeper(work, state, savings, checkpointing, title)
     per_epoch = len(work.batches)
     steps = training.epochs * per_epoch
     with progress.task(title, steps, state.epoch * per_epoch + state.batch) as bar:
@@ -89,12 +96,12 @@ def _train(
             for batch in work.batches.epoch(state.epoch, state.batch):
                 position = StageProgress(state.epoch * per_epoch + state.batch, steps, per_epoch)
                 rate = training.optimiser.lr * training.schedule.factor(position.fraction)
-                for group in raw_optimiser.param_groups:
-                    group["lr"] = rate
+                for settings in raw_optimiser.param_groups:
+                    settings["lr"] = rate
                 with _blame(watch, per_epoch):
                     for loss in updater.updates(batch, position):
                         state.average.after_update()
-                        state.totals += _summed(loss, len(batch))
+                        state.totals += _summed(loss, batch, group.size)
                 state.batch += 1
                 bar.advance()
                 keeper.after_step(per_epoch)
@@ -102,7 +109,7 @@ def _train(
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
     else:
-        _install(work, model, state.average, 1.0)
+        _install(work, model, state.average, 1.0, state.group)
     if work.masks is not None and training.epochs == 0:
         work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
     return state.history, keeper.seconds()
@@ -121,8 +128,11 @@ def _blame(watch: Watch, per_epoch: int) -> Iterator[None]:
 class _Keeper:
     """Brings the state back at the start, and to disk when it is time or a signal asks for it."""
 
-    def __init__(self, state: TrainState, savings: Savings, checkpointing: Checkpointing, title: str) -> None:
-        self._state, self._savings, self._title = state, savings, title
+    def __init__(
+        self, work: Work, state: TrainState, savings: Savings, checkpointing: Checkpointing, title: str
+    ) -> None:
+        self._work, self._state, self._savings, self._title = work, state, savings, title
+        self._steps = 0
         savings.load(state.restore)
         self._timer = Timer(checkpointing)
         self._before, self._began = state.seconds, time.monotonic()
@@ -134,14 +144,19 @@ class _Keeper:
     def after_step(self, per_epoch: int) -> None:
         """Save if it is time; raise `Interrupted`, the state saved, if a signal came. A lost state is never saved."""
         self._state.seconds = self.seconds()
-        due, stopped = self._timer.due(), stop_requested()
+        group = self._state.group
+        due, stopped = group.any(self._timer.due(), stop_requested())
+        self._steps += 1
+        if due or stopped or self._steps % _CHECK_EVERY == 0:
+            _check_processes(self._work, self._state)
         if not (due or stopped):
             return
         self._state.watch.check(per_epoch)
-        self._savings.save(self._state.dump())
+        content = self._state.dump()
+        group.leader(lambda: self._savings.save(content))
         self._timer.saved()
         if stopped:
-            raise Interrupted(f"{self._title}: stopped by a signal, state saved; run the same command to go on")
+            raise group.interrupted(f"{self._title}: stopped by a signal, state saved; run the same command to go on")
 
 
 def _with_teacher(work: Work, training: Training, fabric: Fabric) -> Objective:
@@ -155,15 +170,27 @@ def _with_teacher(work: Work, training: Training, fabric: Fabric) -> Objective:
     return Distilled(work.objective, teacher, asked.weight, asked.temperature)
 
 
-def _summed(loss: Loss, images: int) -> Tensor:
-    """Return the batch's sum of losses, its right answers and its images."""
-    return torch.stack([loss.total.detach() * images, loss.correct, loss.correct.new_tensor(images)])
+def _summed(loss: Loss, batch: Batch, size: int) -> Tensor:
+    """Return this process's part of the batch's sum of losses, its right answers and its images."""
+    # The loss has the weight of the part in it: its mean over the processes is that of the whole batch.
+    images = loss.correct.new_tensor(len(batch))
+    return torch.stack([loss.total.detach() * ((batch.whole or len(batch)) / size), loss.correct, images])
+
+
+def _check_processes(work: Work, state: TrainState) -> None:
+    """Make sure that masks, and all else that learns, are the same bits in every process of the run."""
+    if state.group.size == 1:
+        return
+    if work.masks is not None:
+        state.group.check_same(work.masks.as_dict(), "the mask of layer")
+    state.group.check_same(work.model.state_dict(), "the tensor")
 
 
 def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainState, bar: Task) -> None:
     """Write the epoch's record, validate, keep the best state, and move to the next epoch."""
     state.watch.check(len(work.batches))
-    loss, correct, seen = state.totals.tolist()
+    _check_processes(work, state)
+    loss, correct, seen = torch.stack(state.group.gather(state.totals.cpu())).sum(0).tolist()
     record: dict[str, Any] = {
         "epoch": state.epoch,
         "step": (state.epoch + 1) * len(work.batches),
@@ -179,7 +206,7 @@ def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainSta
     done = (state.epoch + 1) / training.epochs
     state.average.after_epoch(done)
     if work.validate is not None:
-        with _averaged(work, model, state.average, done):
+        with _averaged(work, model, state.average, done, state.group):
             record |= work.validate(work.model)
             value = record["validation_robust"]
             if training.select == "best" and value >= state.best.value:
@@ -195,20 +222,20 @@ def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainSta
 
 
 @contextlib.contextmanager
-def _averaged(work: Work, model: nn.Module, average: RunningAverage, done: float) -> Iterator[None]:
+def _averaged(work: Work, model: nn.Module, average: RunningAverage, done: float, group: Group) -> Iterator[None]:
     """Put the averaged network in the place of the one that learns, where there is an average, and back again."""
     if not average.count:
         yield
         return
     before = _copy(work.model.state_dict())
-    _install(work, model, average, done)
+    _install(work, model, average, done, group)
     try:
         yield
     finally:
         work.model.load_state_dict(before)
 
 
-def _install(work: Work, model: nn.Module, average: RunningAverage, done: float) -> None:
+def _install(work: Work, model: nn.Module, average: RunningAverage, done: float, group: Group) -> None:
     """Turn the model into the averaged one: parameters, the masks of averaged scores, BatchNorm's statistics.
 
     Masks are those of the part of the stage that is `done`.
@@ -220,6 +247,7 @@ def _install(work: Work, model: nn.Module, average: RunningAverage, done: float)
         work.masks.update(done)
     # Always the same batches, so that the network that is stored has the very bits that were validated.
     recalibrate(model, work.batches.epoch(0))
+    group.average(running_statistics(work.model))
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Tensor]:

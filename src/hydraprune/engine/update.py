@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hydraprune.data import Batch
+from hydraprune.engine.group import Group, running_statistics
 from hydraprune.engine.health import Watch
 from hydraprune.engine.perturbation import perturbable, perturbed
 from hydraprune.engine.training import Training, Work
@@ -44,6 +45,7 @@ class Updater:
         optimiser: over the parameters that learn.
         fabric: runs the backward passes.
         watch: looks at each update before it is made.
+        group: that shares each batch; gradients and BatchNorm's running statistics are averaged over it.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class Updater:
         optimiser: torch.optim.Optimizer,
         fabric: Fabric,
         watch: Watch,
+        group: Group,
     ) -> None:
         self._work, self._training, self._model = work, training, model
         self._optimiser, self._fabric, self._watch = optimiser, fabric, watch
+        self._group, self._statistics = group, running_statistics(work.model)
 
     def updates(self, batch: Batch, position: StageProgress) -> Iterator[Loss]:
         """Yield each loss, detached, after its update; then masks may regrow.
@@ -87,7 +91,8 @@ class Updater:
             first = False
             yield loss
         if masks is not None:
-            masks.regrow(position.step + 1, position.steps, position.steps_per_epoch)
+            agree = self._group.average
+            masks.regrow(position.step + 1, position.steps, position.steps_per_epoch, agree)
 
     def _parts(self, batch: Batch, position: StageProgress) -> Iterator[_Part]:
         count = self._training.accumulate
@@ -97,7 +102,7 @@ class Updater:
         for images, labels in pairs:
             part = Batch(images, labels)
             losses = self._work.objective.losses(self._model, part, position)
-            yield _Part(part, losses, len(labels) / len(batch))
+            yield _Part(part, losses, len(labels) * self._group.size / (batch.whole or len(batch)))
 
     def _gradient(
         self, parts: Sequence[_Part], position: StageProgress, masked_at: float, first: bool
@@ -119,11 +124,13 @@ class Updater:
                 along = _added(along, torch.autograd.grad(part.weighted(loss), moved, allow_unused=True))
             losses.append(loss)
         if ahead:
+            self._group.average([gradient for gradient in along if gradient is not None])
             with perturbed(work.model, moved, along, awp.gamma, work.masks, masked_at):
                 for part, loss in zip(parts, losses, strict=True):
                     with self._cached():
                         again = self._again(part, loss, position, first)
                         self._descend(part, again, position, with_penalty=part is parts[0])
+        self._group.average_gradients(work.parameters, self._statistics)
         return _mean(parts, losses)
 
     def _cached(self) -> contextlib.AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from hydraprune import data as datasets
 from hydraprune import export, io, models
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import IMAGE_FOLDERS, Dataset, LabelledImages, Split
+from hydraprune.engine import Group
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths
 from hydraprune.pipeline.recipe import Recipe
@@ -38,6 +39,7 @@ class Project:
         architecture: what an artefact says of the network.
         source: what of data and network determines a stage, for its hash.
         fabric: the device.
+        group: the processes of the run; the first writes files.
         progress: the screen.
     """
 
@@ -51,6 +53,7 @@ class Project:
     architecture: export.Architecture
     source: dict[str, Any]
     fabric: Fabric
+    group: Group
     progress: Progress = field(default_factory=SilentProgress)
 
     @property
@@ -80,7 +83,9 @@ def open_project(
     Raises:
         UserError: the data is missing, the network unknown, the folder not writable, the device not there.
     """
+    paths = RunPaths(out)
     fabric = recipe.hardware.fabric()
+    group = Group(fabric)
     spec = recipe.data
     source: dict[str, Any] = {"format": STAGE_FORMAT, "data": as_dict(spec), "model": as_dict(recipe.model)}
     del source["data"]["root"]
@@ -107,9 +112,7 @@ def open_project(
         source["model"]["weights"] = io.file_hash(recipe.model.weights)
     if model is not None:
         source["model"]["fingerprint"] = _fingerprint(model)
-    paths = RunPaths(io.make_folder(out))
-    for folder in (paths.folder, paths.artefacts):
-        io.sweep(folder)
+    group.leader(lambda: _prepare(paths))
     return Project(
         recipe,
         paths,
@@ -121,8 +124,15 @@ def open_project(
         export.Architecture(name, dataset.num_classes, dataset.in_shape),
         source,
         fabric,
+        group,
         progress or SilentProgress(),
     )
+
+
+def _prepare(paths: RunPaths) -> None:
+    io.make_folder(paths.folder)
+    for folder in (paths.folder, paths.artefacts):
+        io.sweep(folder)
 
 
 @lru_cache(maxsize=2)

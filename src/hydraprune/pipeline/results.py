@@ -130,8 +130,13 @@ def _row(
         row["certified_accuracy"] = certified["certified_accuracy"]
         row["certification"] = {key: value for key, value in certified.items() if key != "provenance"}
     artefact = project.paths.artefacts / artefact_name(row)
-    io.make_folder(artefact.parent)
-    row["size_bytes"] = export.save_compact(artefact, model, masks, project.architecture, _description(project, row))
+    described = _description(project, row)
+
+    def store() -> int:
+        io.make_folder(artefact.parent)
+        return export.save_compact(artefact, model, masks, project.architecture, described)
+
+    row["size_bytes"] = project.group.leader(store)
     row["artefact"] = str(artefact.relative_to(project.paths.folder))
     return row
 

@@ -17,7 +17,7 @@ from torch import nn
 from hydraprune import export, io
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Dataset
-from hydraprune.engine import available_cores, default_threads
+from hydraprune.engine import available_cores, default_threads, launched, launched_rank
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import results, stages
@@ -77,7 +77,8 @@ def run(
     origin = provenance(recipe.hardware, torch.get_num_threads()) | {"jobs": 1}
     dense = results.dense_row(project)
     row = results.with_preserved(results.pruned_row(project), dense)
-    return _finish(project.paths, recipe, [dense, row], origin | {"seconds": time.monotonic() - began})
+    origin |= {"seconds": time.monotonic() - began, "processes": project.group.size}
+    return project.group.leader(lambda: _finish(project.paths, recipe, [dense, row], origin))
 
 
 def make_stage(
@@ -121,7 +122,8 @@ def compare(
     began = time.monotonic()
     cells = list(_cells(recipe))
     own = model is not None or dataset is not None
-    count = 1 if own else _jobs(jobs, recipe, len(cells))
+    alone = own or launched()
+    count = 1 if alone else _jobs(jobs, recipe, len(cells))
     threads = recipe.hardware.threads or max(1, default_threads() // count)
     recipe = replace(recipe, hardware=replace(recipe.hardware, threads=threads))
     paths = RunPaths(io.make_folder(Path(out)))
@@ -144,7 +146,9 @@ def compare(
             advance()
             origin["seconds"] = time.monotonic() - began
             rows = _ordered(found)
-            results.write_results(paths, recipe, rows, origin, _command(), complete=len(found) == len(calls))
+            if launched_rank() == 0:
+                complete = len(found) == len(calls)
+                results.write_results(paths, recipe, rows, origin, _command(), complete=complete)
     return _finish(paths, recipe, _ordered(found), origin)
 
 
@@ -210,7 +214,8 @@ def _overall(progress: Progress, total: int) -> Iterator[Any]:
 
 
 def _finish(paths: RunPaths, recipe: Recipe, rows: list[dict[str, Any]], origin: dict[str, Any]) -> RunResult:
-    results.write_results(paths, recipe, rows, origin, _command(), complete=True)
+    if launched_rank() == 0:
+        results.write_results(paths, recipe, rows, origin, _command(), complete=True)
     smallest = min((row for row in rows if row["criterion"]), key=lambda row: (row["size_bytes"], row["artefact"]))
     return RunResult(paths, rows, paths.folder / smallest["artefact"])
 
