@@ -57,6 +57,16 @@ class StagePaths:
         return self.folder / "history.json"
 
     @property
+    def log(self) -> Path:
+        """What a training stage says of itself while it runs: a JSON object in each line."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same for TensorBoard, where that was asked for."""
+        return self.folder / "tensorboard"
+
+    @property
     def histogram(self) -> Path:
         """Histograms of the weights that a prune stage kept and removed."""
         return self.folder / "histogram.json"

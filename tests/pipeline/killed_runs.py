@@ -95,7 +95,7 @@ def main(folder: Path, kills: int, recipe: Recipe) -> None:
     while done < kills:
         out = folder / f"killed{len(codes)}"
         lives = 0
-        while (code := live(recipe, out, chance.randint(1, events // 10), told)) == -signal.SIGKILL:
+        while (code := live(recipe, out, chance.randint(1, events // 5), told)) == -signal.SIGKILL:
             done, lives = done + 1, lives + 1
         codes.append((out.name, code, lives))
     print(json.dumps({"events": events, "kills": done, "runs": codes}))  # noqa: T201

@@ -15,6 +15,7 @@ ARGUMENTS = [
     *("--evaluation.n", "40", "--evaluation.batch_size", "20", "--evaluation.protocol.attack.steps", "2"),
     *("--evaluation.protocol.restarts", "2", "--evaluation.certification.method", "ibp"),
     *("--evaluation.certification.batch_size", "8", "--checkpoint.every_s", "0"),
+    *("--log.every_steps", "2"),
     *("--pretrain.epochs", "2", "--prune.search.epochs", "2", "--finetune.epochs", "2", "--prune.sparsity", "0.95"),
     *("--pretrain.select", "best", "--finetune.average.ema", "0.5"),
 ]
@@ -31,7 +32,9 @@ def without_times(value: Any) -> Any:
 def contents(out: Path) -> dict[str, Any]:
     """Return every file of a run, hidden ones too: JSON without times, all else as bytes."""
     return {
-        str(path.relative_to(out)): without_times(json.loads(path.read_text()))
+        str(path.relative_to(out)): without_times([json.loads(line) for line in path.read_text().splitlines()])
+        if path.suffix == ".jsonl"
+        else without_times(json.loads(path.read_text()))
         if path.suffix == ".json"
         else path.read_bytes()
         for path in out.rglob("*")

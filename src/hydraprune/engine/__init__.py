@@ -3,6 +3,7 @@
 from hydraprune.engine.averaging import Average, RunningAverage, recalibrate
 from hydraprune.engine.group import Group
 from hydraprune.engine.hardware import Hardware, available_cores, default_threads, launched, launched_rank
+from hydraprune.engine.log import Logging, StageLog, read_log
 from hydraprune.engine.loop import train
 from hydraprune.engine.memory import memory_advice
 from hydraprune.engine.optimisers import OPTIMISERS, SGD, Adam, Optimiser
@@ -25,11 +26,13 @@ __all__ = [
     "Distillation",
     "Group",
     "Hardware",
+    "Logging",
     "OneCycle",
     "Optimiser",
     "RunningAverage",
     "Savings",
     "Schedule",
+    "StageLog",
     "Training",
     "Work",
     "available_cores",
@@ -39,6 +42,7 @@ __all__ = [
     "launched",
     "launched_rank",
     "memory_advice",
+    "read_log",
     "recalibrate",
     "request_stop",
     "stop_requested",

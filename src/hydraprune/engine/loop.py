@@ -16,6 +16,7 @@ from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
 from hydraprune.engine.group import Group, running_statistics
 from hydraprune.engine.health import Watch
+from hydraprune.engine.log import Logging, StageLog
 from hydraprune.engine.memory import memory_advice
 from hydraprune.engine.savings import Checkpointing, Savings, Timer
 from hydraprune.engine.stopping import stop_requested
@@ -26,6 +27,7 @@ from hydraprune.objectives import Distilled, Loss, Objective, StageProgress
 from hydraprune.paths import StagePaths
 
 _USUALLY = Checkpointing()
+_LITTLE = Logging()
 _CHECK_EVERY = 100
 """Steps between two comparisons of the bits of all processes, besides those at savings and ends of epochs."""
 
@@ -38,6 +40,7 @@ def train(
     progress: Progress,
     title: str,
     checkpointing: Checkpointing = _USUALLY,
+    logging: Logging = _LITTLE,
 ) -> tuple[list[dict[str, Any]], float]:
     """Run a stage to its end, from its newest checkpoint where there is one.
 
@@ -52,6 +55,7 @@ def train(
         progress: where to show a bar, and a line if a checkpoint is damaged.
         title: of the bar.
         checkpointing: how often the state is saved.
+        logging: what is written down.
 
     Returns:
         One record for each epoch, and the seconds spent, those before a resume counted in.
@@ -63,7 +67,7 @@ def train(
     """
     advice = "a smaller batch_size needs less, and so does a larger accumulate, which keeps the update as it is"
     with _only_learning(work.model, work.parameters), memory_advice(title, advice):
-        return _train(work, training, fabric, paths, progress, title, checkpointing)
+        return _train(work, training, fabric, paths, progress, title, checkpointing, logging)
 
 
 def _train(
@@ -74,6 +78,7 @@ def _train(
     progress: Progress,
     title: str,
     checkpointing: Checkpointing,
+    logging: Logging,
 ) -> tuple[list[dict[str, Any]], float]:
     group = Group(fabric)
     seed_everything(work.seed, group.rank)
@@ -87,9 +92,12 @@ def _train(
     state.totals = state.totals.to(fabric.device)
     updater = Updater(work, training, model, optimiser, fabric, watch, group)
     savings = Savings(paths.checkpoint, paths.checkpoint_before, progress.say)
-    keeper = _Keeper(work, state, savings, checkpointing, title)
     per_epoch = len(work.batches)
     steps = training.epochs * per_epoch
+    log = StageLog(paths, logging, steps) if group.leads else None
+    keeper = _Keeper(work, state, savings, checkpointing, title, log)
+    if log is not None:
+        log.resume(state.epoch, state.epoch * per_epoch + state.batch)
     with progress.task(title, steps, state.epoch * per_epoch + state.batch) as bar:
         while state.epoch < training.epochs:
             model.train()
@@ -98,14 +106,20 @@ def _train(
                 rate = training.optimiser.lr * training.schedule.factor(position.fraction)
                 for settings in raw_optimiser.param_groups:
                     settings["lr"] = rate
+                latest = None
                 with _blame(watch, per_epoch):
                     for loss in updater.updates(batch, position):
                         state.average.after_update()
                         state.totals += _summed(loss, batch, group.size)
+                        latest = loss.total
                 state.batch += 1
                 bar.advance()
+                if log is not None and latest is not None:
+                    log.step(position.step + 1, state.epoch, rate, keeper.seconds(), latest)
                 keeper.after_step(per_epoch)
-            _end_epoch(work, training, model, state, bar)
+            _end_epoch(work, training, model, state, bar, log)
+    if log is not None:
+        log.close()
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
     else:
@@ -129,9 +143,15 @@ class _Keeper:
     """Brings the state back at the start, and to disk when it is time or a signal asks for it."""
 
     def __init__(
-        self, work: Work, state: TrainState, savings: Savings, checkpointing: Checkpointing, title: str
+        self,
+        work: Work,
+        state: TrainState,
+        savings: Savings,
+        checkpointing: Checkpointing,
+        title: str,
+        log: StageLog | None,
     ) -> None:
-        self._work, self._state, self._savings, self._title = work, state, savings, title
+        self._work, self._state, self._savings, self._title, self._log = work, state, savings, title, log
         self._steps = 0
         savings.load(state.restore)
         self._timer = Timer(checkpointing)
@@ -152,6 +172,8 @@ class _Keeper:
         if not (due or stopped):
             return
         self._state.watch.check(per_epoch)
+        if self._log is not None:
+            self._log.flush()
         content = self._state.dump()
         group.leader(lambda: self._savings.save(content))
         self._timer.saved()
@@ -186,7 +208,9 @@ def _check_processes(work: Work, state: TrainState) -> None:
     state.group.check_same(work.model.state_dict(), "the tensor")
 
 
-def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainState, bar: Task) -> None:
+def _end_epoch(
+    work: Work, training: Training, model: nn.Module, state: TrainState, bar: Task, log: StageLog | None
+) -> None:
     """Write the epoch's record, validate, keep the best state, and move to the next epoch."""
     state.watch.check(len(work.batches))
     _check_processes(work, state)
@@ -213,6 +237,8 @@ def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainSta
                 state.best.epoch, state.best.value = state.epoch, value
                 state.best.state = _copy(work.model.state_dict())
     state.history.append(record)
+    if log is not None:
+        log.epoch(record)
     state.epoch, state.batch = state.epoch + 1, 0
     state.totals.zero_()
     shown = [f"loss {record['loss']:.3f}"] if seen else ["no update"]

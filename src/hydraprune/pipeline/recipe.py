@@ -10,7 +10,7 @@ from typing import Literal
 
 from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
-from hydraprune.engine import SGD, Checkpointing, Hardware, Training
+from hydraprune.engine import SGD, Checkpointing, Hardware, Logging, Training
 from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
@@ -209,6 +209,7 @@ class Recipe:
         compare: the grid of `hydraprune compare`.
         hardware: device, precision, memory format, threads.
         checkpoint: how often the state of an unfinished stage is saved.
+        log: what a stage writes down while it trains.
     """
 
     name: str = "digits"
@@ -224,6 +225,7 @@ class Recipe:
     compare: Comparison = Comparison()
     hardware: Hardware = Hardware()
     checkpoint: Checkpointing = Checkpointing()
+    log: Logging = Logging()
 
     @property
     def finetune_epochs(self) -> int:
@@ -275,6 +277,7 @@ class Recipe:
             ("hardware.threads", self.hardware.threads, 0),
             ("prune.probe_batches", self.prune.probe_batches, 1),
             ("seed", self.seed, 0),
+            ("log.every_steps", 1 if self.log.every_steps is None else self.log.every_steps, 1),
             ("checkpoint.every_s", self.checkpoint.every_s or 0, 0),
             ("checkpoint.every_steps", 1 if self.checkpoint.every_steps is None else self.checkpoint.every_steps, 1),
             ("evaluation.n", 1 if self.evaluation.n is None else self.evaluation.n, 1),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hydraprune import export, io, sparsity
-from hydraprune.engine import Checkpointing
+from hydraprune.engine import Checkpointing, Logging
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import descriptions, stage_folder, stages
 from hydraprune.pipeline.labels import axes_of, file_name
@@ -156,7 +156,7 @@ def artefact_name(row: dict[str, Any]) -> str:
 def _description(project: Project, row: dict[str, Any]) -> dict[str, Any]:
     """Return what the artefact says of itself, short: a compact file should not be mostly prose."""
     recipe = project.recipe
-    made_by = replace(recipe, checkpoint=Checkpointing())  # how often it was saved is no part of a network
+    made_by = replace(recipe, checkpoint=Checkpointing(), log=Logging())  # which are no part of a network
     network = stages.network_description(project)
     del network["architecture"]
     measured = ("benign_accuracy", "robust_accuracy", "certified_accuracy", "n", "attack", "norm", "eps", "eps_text")

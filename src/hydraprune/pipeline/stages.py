@@ -275,7 +275,9 @@ def _train(
     objective = objective or recipe.objective
     teacher = _teacher(project) if training.distillation.on else None
     work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed, teacher)
-    history, seconds = train(work, training, project.fabric, paths, project.progress, title, recipe.checkpoint)
+    history, seconds = train(
+        work, training, project.fabric, paths, project.progress, title, recipe.checkpoint, recipe.log
+    )
     if finish is not None:
         finish()
 
