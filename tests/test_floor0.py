@@ -223,6 +223,31 @@ def test_folders_are_made_with_their_parents_and_may_exist(tmp_path):
     assert list(path.iterdir()) == []
 
 
+def test_a_folder_appears_whole_with_the_usual_rights_or_not_at_all(tmp_path):
+    wanted, usual = tmp_path / "parent" / "wanted", tmp_path / "usual"
+    usual.mkdir()
+    for _ in range(2):  # also in the place of an empty folder
+        with pytest.raises(RuntimeError), io.atomic_folder(wanted) as folder:
+            (folder / "file").write_text("x")
+            raise RuntimeError
+        assert not wanted.exists() or not any(wanted.iterdir())
+        wanted.mkdir(exist_ok=True)
+    with io.atomic_folder(wanted) as folder:
+        (folder / "file").write_text("x")
+        assert not any(wanted.iterdir())
+    assert (wanted / "file").read_text() == "x"
+    assert wanted.stat().st_mode == usual.stat().st_mode
+    assert [path.name for path in wanted.parent.iterdir()] == ["wanted"]
+
+
+def test_a_folder_that_holds_something_or_is_a_file_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="not an empty folder"), io.atomic_folder(path):
+            pass
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_a_folder_below_or_instead_of_a_regular_file_is_refused_by_name(file):
     for path in (file, file / "below", file / "below" / "it"):
         with pytest.raises(UserError, match=f"cannot write into folder '{re.escape(str(path))}'"):

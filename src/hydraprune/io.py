@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,3 +126,24 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
             return hashlib.file_digest(handle, algorithm).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on success it takes that name at once, on failure nothing is left of it.
+
+    Raises `UserError` where `path` is a file or holds something already, or its parent cannot be written.
+    """
+    path = path.absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"'{path}' is there and not an empty folder; give another name, or remove it")
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

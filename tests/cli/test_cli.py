@@ -258,6 +258,8 @@ def test_a_rounded_artefact_is_evaluated_certified_and_predicts_as_it_is(folder,
         options = ["--attack", "pgd2x1", "--n", "100", "--sanity", "false", "--json"]
         assert main(["evaluate", str(path), *options]) == 0
         accuracies[values] = json.loads(capsys.readouterr().out)["benign_accuracy"]
+        before = runtime.inspect(path).description["measured"].get("before")
+        assert before == (None if values == "fp32" else f"weights were rounded to {values}")
         sizes[values] = path.stat().st_size
     assert sizes["fp32"] > sizes["fp16"] > sizes["int8"]
     assert accuracies["fp16"] == pytest.approx(accuracies["fp32"], abs=0.05)

@@ -27,6 +27,7 @@ from hydraprune.evaluation import (
     model_card,
     protocol_from_name,
 )
+from hydraprune.evaluation.tally import Tally
 
 EPS = Eps("0.1")
 PGD_TWICE = Protocol(PGD("linf", EPS, 5), restarts=2)
@@ -171,10 +172,10 @@ def test_a_state_holds_finished_batches_after_a_kill_without_warning(robust_netw
 
     with pytest.raises(Killed):
         evaluate(robust_network, digits, PGD_TWICE, batch_size=25, state=kept, check=check)
-    assert kept.load().batches == 1
+    assert kept.load(Tally.of).batches == 1
     resumed = evaluate(robust_network, digits, PGD_TWICE, batch_size=25, state=kept)
     assert torch.equal(resumed.robust, evaluate(robust_network, digits, PGD_TWICE, batch_size=25).robust)
-    assert kept.load().batches == 4
+    assert kept.load(Tally.of).batches == 4
     kept.remove()
     assert not list(tmp_path.iterdir())
 
@@ -191,11 +192,11 @@ def test_the_state_of_another_evaluation_or_a_damaged_one_is_refused(robust_netw
     ]
     for one in other:
         with pytest.raises(UserError, match="belongs to another evaluation"):
-            one.load()
+            one.load(Tally.of)
     for damaged in (b"", b"x" * 100, path.read_bytes()[:-7]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="not a usable evaluation state"):
-            other[0].load()
+            other[0].load(Tally.of)
 
 
 def test_the_state_is_small_where_no_examples_are_kept(robust_network, digits, tmp_path):

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from hydraprune import models, runtime
 from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.export import Architecture, load_compact, save_compact
+from hydraprune.sparsity import fit
 
 SMALL = Architecture("my.nets:small", 5, (3, 8, 8))
 ABOUT = {"classes": ["a", "b"], "eps": 8 / 255, "recipe": {"stages": ["prune"]}}
@@ -254,3 +255,66 @@ def test_the_description_reads_back_as_json(path, saved):
     assert description == json.loads(
         json.dumps({"architecture": {"name": "my.nets:small", "num_classes": 5, "in_shape": [3, 8, 8]}} | ABOUT)
     )
+
+
+SHRUNK = Architecture("cnn_tiny", 10, (1, 8, 8), shrunk=True)
+
+
+def narrow(**widths):
+    """A network of the architecture with other widths: name of a layer -> shape of its weight."""
+    model = models.create("cnn_tiny", 10, (1, 8, 8), [0.5], [0.5])
+    tensors = {}
+    for name, shape in widths.items():
+        tensors |= {f"network.{name}.weight": torch.zeros(shape), f"network.{name}.bias": torch.zeros(shape[0])}
+    fit(model, tensors)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter)
+    return model
+
+
+def test_a_shrunk_network_is_loaded_as_narrow_as_it_was_saved(path):
+    model = narrow(conv1=(3, 1, 3, 3), conv2=(5, 3, 3, 3), fc1=(7, 80), fc2=(10, 7))
+    save_compact(path, model, {}, SHRUNK, {})
+    whole = models.create("cnn_tiny", 10, (1, 8, 8), [0.5], [0.5])
+    for network in (load_compact(path), load_compact(path, whole)):
+        assert network.architecture == SHRUNK
+        assert network.model.network.conv1.out_channels == 3
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in network.model.state_dict().items())
+
+
+def test_a_narrow_network_that_does_not_say_so_is_another_architecture(path):
+    model = narrow(fc1=(7, 512), fc2=(10, 7))
+    save_compact(path, model, {}, Architecture("cnn_tiny", 10, (1, 8, 8)), {})
+    with pytest.raises(UserError, match="another architecture"):
+        load_compact(path)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {"conv1": (3, 1, 3, 3)},  # the next layer still reads 16 channels
+        {"fc2": (9, 128)},  # nine logits for ten classes
+        {"conv2": (0, 16, 3, 3)},
+        {"conv1": (16, 2, 3, 3)},
+        {"fc1": (128, 512), "fc2": (10, 2**10)},
+    ],
+)
+def test_widths_that_do_not_fit_each_other_are_refused_in_one_line(path, widths):
+    save_compact(path, narrow(**widths), {}, SHRUNK, {})
+    with pytest.raises(UserError, match="do not fit each other") as caught:
+        load_compact(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shrunk_file_that_claims_huge_images_is_refused_without_memory_for_them(path):
+    save_compact(path, narrow(), {}, Architecture("cnn_tiny", 2**16, (1, 2**16, 2**16), shrunk=True), {})
+    with pytest.raises(UserError, match=r"do not fit each other|another architecture"):
+        load_compact(path)
+
+
+def test_a_shrunk_file_with_other_axes_is_another_architecture(path):
+    arrays = {name: tensor.numpy() for name, tensor in narrow().state_dict().items()}
+    arrays["network.conv1.weight"] = np.zeros(16, np.float32)
+    runtime.write(path, arrays, {}, {"architecture": SHRUNK.describe()})
+    with pytest.raises(UserError, match="another architecture"):
+        load_compact(path)

@@ -224,9 +224,10 @@ def striped():
         {},
         {"criterion": "snip", "allocation": "lamp", "objective": "pgd-at"},
         {"criterion": torch.square, "pattern": NofM(1, 4), "objective": Benign()},
-        {"allocation": "learned"},
+        {"allocation": Learned(budget="flops")},
+        {"criterion": "lwm", "schedule": "cubic", "regrowth": RigL(every=0.5)},
     ],
-    ids=["default", "snip", "own function", "learned"],
+    ids=["default", "snip", "own function", "learned", "gradual"],
 )
 def test_one_call_prunes_any_module_and_leaves_it_alone(options, striped):
     torch.manual_seed(0)

@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hydraprune.errors import UserError
-from hydraprune.sparsity import Global, Hydra, Lamp, Learned, ScoredMask, kept_count, plain_state, prune, restore
+from hydraprune.sparsity import (
+    Channels,
+    Global,
+    Hydra,
+    Lamp,
+    Learned,
+    LeastWeightMagnitude,
+    ScoredMask,
+    kept_count,
+    plain_state,
+    positions,
+    prunable_weights,
+    prune,
+    restore,
+)
 from hydraprune.sparsity.learned import Rates
 
 
@@ -134,6 +148,74 @@ def test_a_network_with_rates_is_stored_under_plain_names_and_comes_back():
     masks.fix()
     assert masks.parameters() == []
     assert masks.penalty(0.0) is None
+
+
+def small_cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2), nn.Flatten(), nn.Linear(8 * 9, 5)
+    )
+
+
+def cost(masks, prices):
+    return sum(int(mask.sum()) * prices[name] for name, mask in masks.as_dict().items())
+
+
+def test_a_weight_costs_as_many_multiply_adds_as_places_where_it_is_used():
+    twice = nn.Linear(4, 4)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, stride=2, groups=2),
+        nn.ConvTranspose2d(6, 2, 3),
+        nn.Flatten(2),
+        nn.Linear(81, 4),
+        twice,
+        twice,
+    )
+    image = torch.zeros(1, 2, 15, 15)
+    found = positions(model, prunable_weights(model), image)
+    # 7 × 7 outputs; 7 × 7 inputs; a linear layer on 2 vectors; and one twice on 2 vectors.
+    assert found == {"0.weight": 49, "1.weight": 49, "3.weight": 2, "4.weight": 4}
+    assert model.training
+
+
+@pytest.mark.parametrize("criterion", [Hydra(), LeastWeightMagnitude()], ids=["hydra", "lwm"])
+def test_a_budget_in_flops_is_filled_to_the_cheapest_weight_and_not_exceeded(criterion):
+    model, image = small_cnn(), torch.zeros(1, 1, 8, 8)
+    prices = positions(model, prunable_weights(model), image)
+    assert prices == {"0.weight": 64, "2.weight": 9, "4.weight": 1}
+    total = 36 * 64 + 288 * 9 + 360
+    for sparsity in (0.3, 0.9, 0.97):
+        masks = prune(small_cnn(), criterion, Learned(budget="flops"), sparsity, image=image)
+        assert cost(masks, prices) == kept_count(sparsity, total)  # a weight of the last layer costs 1
+    plain = prune(small_cnn(), criterion, Learned(), 0.9, image=image)
+    assert cost(plain, prices) > 1.5 * kept_count(0.9, total)
+
+
+def test_under_a_budget_in_flops_search_penalty_and_delivery_count_multiply_adds():
+    model, image = small_cnn(), torch.zeros(1, 1, 8, 8)
+    prices = positions(model, prunable_weights(model), image)
+    masks = prune(model, Hydra(), Learned(budget="flops", settle=0.25), 0.9, image=image)
+    assert masks.penalty(0.0).item() == pytest.approx(0.0, abs=1e-4)
+    with torch.no_grad():
+        for rate in masks.parameters()[3:]:
+            rate.fill_(8.0)
+    densities = [layer.density.item() for layer in layers(model)]
+    kept = sum(d * n * p for d, n, p in zip(densities, (36, 288, 360), (64, 9, 1), strict=True))
+    assert masks.penalty(1.0).item() == pytest.approx(0.02 * (kept / kept_count(0.9, 5256) - 1), rel=1e-4)
+    masks.update(0.7)
+    assert cost(masks, prices) > kept_count(0.9, 5256)
+    masks.update(0.8)
+    assert cost(masks, prices) == kept_count(0.9, 5256)
+
+
+def test_a_budget_in_flops_says_what_it_needs():
+    budget = Learned(budget="flops")
+    with pytest.raises(UserError, match="needs the size of an image"):
+        prune(small_cnn(), Hydra(), budget, 0.9)
+    with pytest.raises(UserError, match="the pattern must be weights"):
+        prune(small_cnn(), Hydra(), budget, 0.9, pattern=Channels(), image=torch.zeros(1, 1, 8, 8))
+    with pytest.raises(UserError, match="multiply-adds, fewer than the 74"):
+        prune(small_cnn(), Hydra(), budget, 0.99, image=torch.zeros(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,21 @@ class Convolution(Windowed):
     ) -> None:
         super().__init__(shapes, weight, bias, window, groups, channel_dim=0)
 
+    @property
+    def window(self) -> Window:
+        """Where the kernel lies."""
+        return Window(**self._window)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the kernel."""
+        return self.weight.shape[2], self.weight.shape[3]
+
+    def without_padding(self, shapes: tuple[Shape, Shape]) -> "Convolution":
+        """Return the same convolution of images of another size that are not padded."""
+        window = Window(self._window["stride"], (0, 0), self._window["dilation"])
+        return Convolution(shapes, self.weight, self._bias, window, self._groups)
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve."""
         return F.conv2d(x, weight, bias, groups=self._groups, **self._window)

@@ -14,6 +14,7 @@ from hydraprune.bounds.nonlinear import Lines, Nonlinear, Relaxation, dot
 from hydraprune.bounds.operations import Dense, Operation
 from hydraprune.bounds.region import Region
 from hydraprune.bounds.rounding import COEFFICIENT, Rounding, gamma
+from hydraprune.bounds.windows import Windows, levels_below
 
 Intermediates = Literal["ibp", "crown", "fast-lin"]
 _OWN_UNIT = 2.0**-53
@@ -122,13 +123,19 @@ class Propagation:
         return better if self._errors is None else better.widened(COEFFICIENT * better.magnitude)
 
     def _row_bounds(self, index: int, samples: Tensor, places: Tensor) -> Iterator[Bounds]:
-        shape = self._operations[index].out_shape
+        relaxed, levels = self._relaxed, levels_below(self._operations, index)
+        windows = None if levels is None else Windows(relaxed, index, levels)
         largest = max(math.prod(operation.out_shape) for operation in self._operations[: index + 1])
-        count = max(1, self._chunk // (2 * largest))
+        count = max(1, self._chunk // (2 * (largest if windows is None else windows.largest)))
         for chosen, flat in zip(torch.split(samples, count), torch.split(places, count), strict=True):
-            rows = self._region.lower.new_zeros(len(chosen), math.prod(shape))
-            rows[torch.arange(len(chosen), device=rows.device), flat] = 1.0
-            lower, upper = linear_bounds(self._relaxed.take(chosen), index, rows.reshape(-1, 1, *shape), both=True)
+            if windows is not None:
+                seen, rows = windows.at(chosen, flat)
+                lower, upper = linear_bounds(seen, len(seen.operations) - 1, rows, both=True)
+            else:
+                shape = self._operations[index].out_shape
+                rows = self._region.lower.new_zeros(len(chosen), math.prod(shape))
+                rows[torch.arange(len(chosen), device=rows.device), flat] = 1.0
+                lower, upper = linear_bounds(relaxed.take(chosen), index, rows.reshape(-1, 1, *shape), both=True)
             assert upper is not None
             yield Bounds(lower.squeeze(1), upper.squeeze(1))
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "certify": ("certify", "what is proven of a network, image by image"),
     "export": ("export", "a network as compact artefact, dense state dict or ONNX"),
     "predict": ("predict", "classes of image files, or of test images by a smoothed network, with abstention"),
+    "zoo": ("zoo", "compact networks that come with hydraprune; zoo:NAME is a TARGET"),
     "import": ("import_", "a checkpoint of the original HYDRA code as a run folder"),
     "inspect": ("inspect", "which weights pruning kept, layer by layer, beside magnitude's choice"),
     "report": ("show", "write the report of a run folder anew"),

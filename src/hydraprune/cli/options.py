@@ -38,7 +38,8 @@ class TargetOptions:
     """Which network is meant.
 
     Args:
-        target: a compact artefact, a run folder with one network, or a stage folder; also the first plain argument.
+        target: a compact artefact, zoo:NAME for one that comes with hydraprune, a run folder with one network, or a
+            stage folder; also the first plain argument.
         model: package.module:factory, for a network that is not one of hydraprune's architectures.
         weights: its state dict, where no TARGET is given.
         data: which data set, and where its files are.
@@ -66,8 +67,8 @@ class TargetOptions:
         Args:
             kind: of evaluation.
             identity: what it belongs to; the usual file has its name of it, so that two never meet.
-            path: the file that was asked for; by default a hidden one beside the network, or None where the network's
-                folder cannot be written.
+            path: the file that was asked for; by default a hidden one beside the network (of the zoo: in the working
+                folder), or None where that folder cannot be written.
         """
         if path is not None:
             io.make_folder(path.parent)

@@ -79,16 +79,17 @@ class State:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            belongs = (metadata.get("format"), metadata.get("identity")) == (_FORMAT, self.identity)
-            found = read(Saved(tensors, json.loads(metadata.get("numbers", ""))))
+            if "numbers" in metadata and (metadata.get("format"), metadata.get("identity")) != (
+                _FORMAT,
+                self.identity,
+            ):
+                raise UserError(
+                    f"'{self.path}' belongs to another evaluation (network, images, attack or method, radius, seed "
+                    "or batch size differ); name another file, or delete it to start anew"
+                )
+            return read(Saved(tensors, json.loads(metadata.get("numbers", ""))))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             raise UserError(f"'{self.path}' is not a usable evaluation state; delete it to start anew") from None
-        if not belongs:
-            raise UserError(
-                f"'{self.path}' belongs to another evaluation (network, images, attack or method, radius, seed or "
-                f"batch size differ); name another file, or delete it to start anew"
-            )
-        return found
 
     def remove(self) -> None:
         """Delete the file; the evaluation is done."""

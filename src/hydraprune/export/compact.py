@@ -1,7 +1,7 @@
 """The compact artefact of a pruned network: one file without code that predicts the same, to the bit, when loaded."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hydraprune import models, runtime
 from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.export.graph import trace_graph
 from hydraprune.export.tensors import check_fits, fill, plain_tensors, same_bits, tie, tied_names
+from hydraprune.sparsity import fit
 
 _KEY = "architecture"
 _MOST_SIZE = 2**16  # of classes, channels or pixels along a side
@@ -22,11 +23,24 @@ _MOST_SIZE = 2**16  # of classes, channels or pixels along a side
 
 @dataclass(frozen=True)
 class Architecture:
-    """What builds the module: `name` in the registry of models, or any other word for a module of the user's own."""
+    """What builds the module.
+
+    Attributes:
+        name: in the registry of models, or any other word for a module of the user's own.
+        num_classes: logits.
+        in_shape: (channels, height, width) of an image.
+        shrunk: whether layers are narrower than they are built, channels having been taken out.
+    """
 
     name: str
     num_classes: int
     in_shape: tuple[int, int, int]
+    shrunk: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON holds it; `shrunk` is written only where it is so."""
+        plain = {"name": self.name, "num_classes": self.num_classes, "in_shape": list(self.in_shape)}
+        return plain | {"shrunk": True} if self.shrunk else plain
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ def save_compact(
         path: the file to make or replace.
         model: a plain module, without parametrizations, whose removed weights are 0. Tied tensors are stored once.
         masks: parameter name -> boolean tensor of its shape, True where the weight is kept.
-        architecture: what builds the module again.
+        architecture: what builds the module again. A network without some of its channels must say `shrunk`.
         description: class names, threat model, recipe, measured numbers: anything JSON can hold.
         values: how kept weights are stored: fp32 to the bit; fp16 or int8 rounded, so that the loaded network
             predicts a little differently and is to be measured anew.
@@ -72,7 +86,7 @@ def save_compact(
     aliases = tied_names(model, tensors)
     kept = _masks_of_stored(masks, aliases)
     arrays = {name: _array(name, tensor) for name, tensor in tensors.items() if name not in aliases}
-    described = {_KEY: asdict(architecture), **description}
+    described = {_KEY: architecture.describe(), **description}
     size_bytes = runtime.write(path, arrays, kept, described, aliases, _graph(model, architecture), values)
     _check_read_back(path, tensors, kept, exact=values == "fp32")
     return size_bytes
@@ -81,7 +95,8 @@ def save_compact(
 def load_compact(path: Path, model: nn.Module | None = None) -> CompactNetwork:
     """Load a compact file into the registered architecture that it names, or into `model`, which is filled in place.
 
-    A file never makes us import code: a network of an architecture that is not registered needs `model`.
+    A file never makes us import code: a network of an architecture that is not registered needs `model`. Of a shrunk
+    network, `model` is the whole one, and is made as narrow as the file says.
 
     Raises:
         UserError: the file is missing or damaged, its architecture is not registered and no module is given, or the
@@ -93,6 +108,8 @@ def load_compact(path: Path, model: nn.Module | None = None) -> CompactNetwork:
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     if model is None:
         model = _create(architecture, tensors, path)
+    elif architecture.shrunk:
+        fit(model, tensors)
     fill(model, tensors, path)
     tie(model, file.aliases)
     masks = {name: torch.from_numpy(mask) for name, mask in file.masks.items()}
@@ -117,16 +134,32 @@ def _create(architecture: Architecture, tensors: Mapping[str, Tensor], path: Pat
             f"'{path}' holds a network of the architecture {architecture.name!r}, which hydraprune does not know; "
             "pass the module that it fits (on the command line: --model package.module:factory)"
         )
-    build = partial(models.create, **asdict(architecture))
+    build = partial(models.create, architecture.name, architecture.num_classes, architecture.in_shape)
     # First without memory, so that a file that claims a huge architecture is refused and not built.
     try:
         with torch.device("meta"):
             outline = build()
     except UserError as error:
         raise UserError(f"'{path}' names an architecture that cannot be: {error}") from None
+    if architecture.shrunk:
+        fit(outline, tensors)
     check_fits(outline, tensors, path)
+    if architecture.shrunk:
+        _check_computes(outline, architecture, path)
+        return outline.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):  # the initial weights are drawn for nothing
         return build()
+
+
+def _check_computes(outline: nn.Module, architecture: Architecture, path: Path) -> None:
+    """Raise `UserError` unless the widths that a file gives to layers fit each other; takes no memory."""
+    image = torch.empty(1, *architecture.in_shape, device="meta")
+    try:
+        fits = outline.eval()(image).shape == (1, architecture.num_classes)
+    except (RuntimeError, ValueError):  # what torch raises for shapes
+        fits = False
+    if not fits:
+        raise UserError(f"'{path}' holds a shrunk network whose layers do not fit each other")
 
 
 def _architecture(value: Any, path: Path) -> Architecture:
@@ -134,7 +167,7 @@ def _architecture(value: Any, path: Path) -> Architecture:
         case {"name": str(name), "num_classes": int(classes), "in_shape": [int(c), int(h), int(w)]} if all(
             0 < size <= _MOST_SIZE for size in (classes, c, h, w)
         ):
-            return Architecture(name, classes, (c, h, w))
+            return Architecture(name, classes, (c, h, w), value.get("shrunk") is True)
     raise UserError(
         f"'{path}' does not say which architecture it holds; `hydraprune.runtime.read` still reads its tensors"
     )

@@ -76,6 +76,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit, NaN and the sign of zero included."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
+    if not one.numel():  # torch cannot view nothing as bytes
+        return True
     flat = [tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8) for tensor in (one, other)]
     return torch.equal(*flat)
 

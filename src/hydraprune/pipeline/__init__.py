@@ -1,9 +1,11 @@
 """The pipeline: recipes, stages in folders named by content, runs and comparisons."""
 
 from hydraprune.pipeline.any_module import prune
+from hydraprune.pipeline.card import EvaluatedNetwork, evaluated_network
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
 from hydraprune.pipeline.labels import split as split_labels
+from hydraprune.pipeline.portable import portable_description
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import Certification, Comparison, Data, Evaluation, Model, Pruning, Recipe
 from hydraprune.pipeline.recipe_file import (
@@ -18,11 +20,13 @@ from hydraprune.pipeline.recipe_file import (
 from hydraprune.pipeline.results import read_results, stage_folders
 from hydraprune.pipeline.runs import RunResult, compare, make_stage, run
 from hydraprune.pipeline.target import Target, open_target
+from hydraprune.pipeline.zoo_entry import add_to_zoo
 
 __all__ = [
     "Certification",
     "Comparison",
     "Data",
+    "EvaluatedNetwork",
     "Evaluation",
     "Imported",
     "Inspection",
@@ -33,8 +37,10 @@ __all__ = [
     "Recipe",
     "RunResult",
     "Target",
+    "add_to_zoo",
     "as_dict",
     "compare",
+    "evaluated_network",
     "from_arguments",
     "import_checkpoint",
     "inspect",
@@ -43,6 +49,7 @@ __all__ = [
     "one_line",
     "open_project",
     "open_target",
+    "portable_description",
     "prune",
     "read_results",
     "recipe_parser",

@@ -20,7 +20,19 @@ from hydraprune.paths import StagePaths
 from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.recipe import Pruning, Recipe
 from hydraprune.registry import Registry
-from hydraprune.sparsity import ALLOCATIONS, CRITERIA, PATTERNS, Allocation, Criterion, OwnFunction, Pattern
+from hydraprune.sparsity import (
+    ALLOCATIONS,
+    CRITERIA,
+    PATTERNS,
+    REGROWTHS,
+    SPARSITY_SCHEDULES,
+    Allocation,
+    Criterion,
+    OwnFunction,
+    Pattern,
+    Regrowth,
+    SparsitySchedule,
+)
 
 T = TypeVar("T")
 
@@ -36,6 +48,8 @@ def prune(
     criterion: Criterion | str | Callable[[Tensor], Tensor] = "hydra",
     allocation: Allocation | str = "global",
     pattern: Pattern | str = "weights",
+    schedule: SparsitySchedule | str = "one-shot",
+    regrowth: Regrowth | str = "fixed",
     search: Training = DEFAULTS.prune.search,
     finetune: Training = DEFAULTS.finetune,
     include: Sequence[str] = ("*",),
@@ -56,6 +70,8 @@ def prune(
         criterion: how a weight is scored, its name, or a function weight -> scores of your own.
         allocation: how many each layer keeps, or its name: global, lamp, learned, …
         pattern: which weights go together, or its name: weights, n-of-m, blocks, channels.
+        schedule: how the sparsity rises while pruning, or its name: one-shot, cubic, steps.
+        regrowth: whether masks move in fine-tuning, or its name: fixed, rigl.
         search: how scores are trained. Distillation, here and in `finetune`, is from `model`.
         finetune: how the weights that stay are trained; criteria without a search get its epochs too.
         include: name patterns of the weights that are pruned; `exclude`: of those that are not.
@@ -74,6 +90,8 @@ def prune(
         _chosen(allocation, ALLOCATIONS),
         sparsity,
         _chosen(pattern, PATTERNS),
+        _chosen(schedule, SPARSITY_SCHEDULES),
+        _chosen(regrowth, REGROWTHS),
         include=tuple(include),
         exclude=tuple(exclude),
         search=search,
@@ -110,6 +128,7 @@ def prune(
         spec.include,
         spec.exclude,
         pattern=spec.pattern,
+        schedule=spec.schedule,
         probe=probe,
         image=torch.zeros(1, *split.in_shape),
     )
@@ -126,6 +145,7 @@ def prune(
             paths = StagePaths(io.make_folder(Path(folder) / title))
             train(work, training, fabric, paths, progress or SilentProgress(), title)
             masks.fix()
+            masks.let_regrow(spec.regrowth)
             if spec.pattern.whole_outputs:
                 masks.silence(pruned, masking.silence(pruned, torch.zeros(1, *split.in_shape)))
     return masking.bake(pruned).cpu().eval()

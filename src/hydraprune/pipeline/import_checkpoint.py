@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def import_checkpoint(
         path, arch, sparsity, num_classes=info.num_classes, in_shape=info.in_shape, mean=mean, std=std
     )
     source = {"sha256": io.file_hash(path), "sparsity": sparsity, "normalize": normalize}
-    network = {"architecture": _plain(read.architecture), "data": data, "threat": threat}
+    network = {"architecture": read.architecture.describe(), "data": data, "threat": threat}
     stage = Stage(KIND, {"format": STAGE_FORMAT, **network, "imported": source})
     paths = RunPaths(Path(out))
     folder = paths.stage(KIND, stage.key)
@@ -116,10 +116,6 @@ def _write(
         "provenance": provenance(Hardware(accelerator="cpu"), torch.get_num_threads()),
     }
     io.write_json(folder.outcome, outcome)
-
-
-def _plain(architecture: export.Architecture) -> dict[str, Any]:
-    return asdict(architecture) | {"in_shape": list(architecture.in_shape)}
 
 
 def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline.labels import PRUNING_AXES, label
 from hydraprune.pipeline.results import stage_folders
+from hydraprune.runtime import zoo
 from hydraprune.sparsity import CRITERIA, Criterion, top_mask
 
 
@@ -78,6 +79,12 @@ def inspect(folder: Path) -> tuple[Inspection, ...]:
     Raises:
         UserError: there is no finished prune stage, or its files are broken or lack the network it began with.
     """
+    name = zoo.entry_name(folder)
+    if name is not None:
+        zoo.card(name)
+        raise UserError(
+            f"'{folder}' holds no prune stage, which inspect reads; `hydraprune zoo show {name}` says what was kept"
+        )
     if not folder.is_dir():
         raise UserError(f"no such folder: '{folder}'")
     chosen = [StagePaths(folder)] if StagePaths(folder).description.exists() else stage_folders(folder)

@@ -303,6 +303,9 @@ def _axes_complaints(prune: Pruning) -> Iterator[str]:
         yield f"prune.pattern removes at least {prune.pattern.least_sparsity:g} of the weights; ask for that or more"
     if prune.regrowth.moves and not isinstance(prune.pattern, Weights):
         yield "prune.regrowth exchanges single weights; with it prune.pattern must be weights"
+    by_flops = isinstance(prune.allocation, Learned) and prune.allocation.budget == "flops"
+    if by_flops and not isinstance(prune.pattern, Weights):
+        yield "prune.allocation.budget 'flops' counts single weights; with it prune.pattern must be weights"
     if prune.search.average.on and isinstance(prune.schedule, Steps) and prune.schedule.rewind:
         yield "prune.search.average would undo what prune.schedule rewinds; use one of them"
     if prune.search.select == "best" and (prune.schedule.gradual or isinstance(prune.allocation, Learned)):

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hydraprune import export, io, sparsity
 from hydraprune.engine import Checkpointing, Logging
 from hydraprune.paths import RunPaths, StagePaths
@@ -98,7 +100,11 @@ def _row(
         }
         for name in prunable
     ]
+    uses = sparsity.positions(model, prunable, torch.zeros(1, *project.dataset.in_shape))
+    for layer in layers:
+        layer["positions"] = uses[layer["name"]]
     total, kept = (sum(layer[key] for layer in layers) for key in ("total", "kept"))
+    adds_total, adds_kept = (sum(layer[key] * layer["positions"] for layer in layers) for key in ("total", "kept"))
     norm, eps = recipe.evaluation.protocol.threat
     row = {
         "stage": network.kind,
@@ -117,6 +123,8 @@ def _row(
         "protocol": evaluated["protocol"],
         "weights_total": total,
         "weights_kept": kept,
+        "multiply_adds_total": adds_total,
+        "multiply_adds_kept": adds_kept,
         "dense_size_bytes": export.dense_size_bytes(model),
         "seconds_train": sum(outcome["seconds"] for outcome in outcomes.values()),
         "seconds_evaluate": evaluated["seconds"],

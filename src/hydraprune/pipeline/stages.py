@@ -232,11 +232,7 @@ def network_description(project: Project) -> dict[str, Any]:
     """Return what is needed to use a network without its recipe: architecture, data, class names, threat model."""
     norm, eps = project.recipe.objective.threat
     return {
-        "architecture": {
-            "name": project.architecture.name,
-            "num_classes": project.architecture.num_classes,
-            "in_shape": list(project.architecture.in_shape),
-        },
+        "architecture": project.architecture.describe(),
         "data": project.dataset.name,
         "class_names": list(project.dataset.class_names),
         "threat": {"norm": norm, "eps": eps.text},

@@ -1,4 +1,4 @@
-"""What a user points at: a compact artefact, a run folder, a stage folder, or an own network with its weights."""
+"""What a user points at: a compact artefact or one of the zoo, a run or stage folder, or an own network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline.project import check_network
 from hydraprune.pipeline.results import stage_folders
 from hydraprune.pipeline.stage_folder import read_outcome
+from hydraprune.runtime import zoo
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def open_target(
     """Load what the user points at.
 
     Args:
-        path: a compact artefact, a run folder with one network, or a stage folder; None with `factory` and `weights`.
+        path: a compact artefact, zoo:NAME for one that comes with the package, a run folder with one network, or a
+            stage folder; None with `factory` and `weights`.
         factory: `package.module:factory` (or an architecture's name) for a network that is not one of ours.
         weights: its state dict.
         data: a data set; by default the one the network was trained on.
@@ -84,10 +86,11 @@ def open_target(
     if path.is_dir():
         if StagePaths(path).description.exists():
             return _stage(StagePaths(path), factory, data, root)
-        path = _only_artefact(path)
-    if not path.exists():
+        path = only_artefact(path)
+    file = zoo.locate(path)
+    if not file.exists():
         raise UserError(f"no such file or folder: '{path}'")
-    return _artefact(path, factory, data, root)
+    return _artefact(path.name, file, factory, data, root)
 
 
 def _own(factory: str | None, weights: Path | None, data: str | None, root: Path | None, size: int | None) -> Target:
@@ -102,10 +105,10 @@ def _own(factory: str | None, weights: Path | None, data: str | None, root: Path
     return Target(str(weights), model.eval(), {}, architecture, dataset, "linf", Eps("0"), {"data": data})
 
 
-def _artefact(path: Path, factory: str | None, data: str | None, root: Path | None) -> Target:
+def _artefact(name: str, path: Path, factory: str | None, data: str | None, root: Path | None) -> Target:
     architecture = export.read_architecture(path) if factory else None
     loaded = export.load_compact(path, _build(architecture, factory) if architecture else None)
-    return _described(path.name, loaded.model, loaded.masks, loaded.architecture, loaded.description, data, root)
+    return _described(name, loaded.model, loaded.masks, loaded.architecture, loaded.description, data, root)
 
 
 def _stage(paths: StagePaths, factory: str | None, data: str | None, root: Path | None) -> Target:
@@ -167,7 +170,8 @@ def _build(architecture: Architecture, factory: str | None) -> nn.Module | None:
     return models.create(name, architecture.num_classes, architecture.in_shape)
 
 
-def _only_artefact(folder: Path) -> Path:
+def only_artefact(folder: Path) -> Path:
+    """Return the file of the only compact network of a run folder; `UserError` lists them where there are more."""
     paths = RunPaths(folder)
     imported = [stage for stage in stage_folders(folder) if stage.folder.name.startswith("import-")]
     outcomes = [read_outcome(stage) for stage in imported if stage.outcome.exists()]

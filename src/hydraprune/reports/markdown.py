@@ -37,7 +37,7 @@ def render_markdown(results: Results) -> str:
     parts += ["## Every network", _table(details_table(results))]
     warnings = remarks(results, groups)
     parts += ["## Warnings", "\n".join(f"- {escape(text)}" for text in warnings) or "None."]
-    parts += ["## Recipe", _fenced(recipe_yaml(results), "yaml")]
+    parts += ["## Recipe", fenced(recipe_yaml(results), "yaml")]
     parts += ["## Provenance", f"Command: {_fenced_inline(results.command)}"]
     parts += ["\n".join(f"- {escape(key)}: {escape(value)}" for key, value in results.provenance) or "None recorded."]
     return "\n\n".join(parts) + "\n"
@@ -69,7 +69,8 @@ def _cell(cell: Cell) -> str:
     return f"**{text}**" if cell.marked else text
 
 
-def _fenced(text: str, language: str) -> str:
+def fenced(text: str, language: str) -> str:
+    """Return text as a code block that nothing in it can end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,5 +1,6 @@
 """What runs without the training stack: the compact file of a pruned network, and predicting with it."""
 
+from hydraprune.runtime import zoo
 from hydraprune.runtime.compact_file import CompactFile, CompactSummary, TensorSummary, inspect, read, write
 from hydraprune.runtime.native_library import available_kernels
 from hydraprune.runtime.packing import pack_positions, unpack_positions
@@ -20,4 +21,5 @@ __all__ = [
     "read",
     "unpack_positions",
     "write",
+    "zoo",
 ]

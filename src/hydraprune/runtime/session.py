@@ -13,6 +13,7 @@ from hydraprune.runtime.graph import Graph, parse
 from hydraprune.runtime.lower import Step, Weighted, lower
 from hydraprune.runtime.native_library import KERNELS, NativeEngine, available_kernels, library
 from hydraprune.runtime.numpy_engine import NumpyEngine
+from hydraprune.runtime.zoo import locate
 
 _MOST_THREADS = 256
 NUMPY = "numpy"
@@ -114,15 +115,15 @@ def load(path: Path | str, threads: int = 1, kernels: str | None = None) -> Sess
     """Load a compact file that holds its graph, as `hydraprune export --to artefact` and every run write it.
 
     Args:
-        path: the file.
+        path: the file, or `zoo:NAME` for a network that comes with the package (see `zoo`).
         threads: of one call, at least 1. Threads share the layers of single images and the images of batches.
         kernels: avx512, avx2, portable or numpy; by default the fastest that was built and that this machine has.
 
     Raises:
-        UserError: the file is missing, damaged, altered, newer or without a graph; unknown kernels or threads.
+        UserError: the file is missing, damaged, altered, newer or without a graph; unknown name, kernels or threads.
         HydrapruneError: there is not enough memory for the network.
     """
-    path = Path(path)
+    path = locate(path)
     if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
         raise UserError(f"a session runs on 1 to {_MOST_THREADS} threads, not {threads!r}")
     packed = read_packed(path)

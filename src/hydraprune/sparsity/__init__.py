@@ -12,6 +12,7 @@ from hydraprune.sparsity.masks import MaskSet, attach, attach_fixed, bake, prune
 from hydraprune.sparsity.movement import Movement
 from hydraprune.sparsity.own import Function, OwnFunction
 from hydraprune.sparsity.patterns import PATTERNS, Blocks, Channels, NofM, Pattern, Weights
+from hydraprune.sparsity.positions import positions
 from hydraprune.sparsity.prunable import prunable_weights
 from hydraprune.sparsity.regrowth import REGROWTHS, Fixed, Regrowth, RigL
 from hydraprune.sparsity.schedules import SPARSITY_SCHEDULES, Cubic, OneShot, SparsitySchedule, Steps
@@ -70,6 +71,7 @@ __all__ = [
     "fit",
     "kept_count",
     "plain_state",
+    "positions",
     "prunable_weights",
     "prune",
     "removed_count",

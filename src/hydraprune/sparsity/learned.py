@@ -24,9 +24,14 @@ class Learned(Allocation):
     γ = `gamma` · (epoch + 1). Over the last `settle` of the search the densities are scaled by one factor, so that
     scores learn under exactly the budget, which is what is delivered.
 
-    Criteria that do not search get the counts of `start`.
+    Under a budget in FLOPs every weight counts as often as it is used for one image, p_l times in layer l: the
+    penalty is on Σ k_l n_l p_l, and what is delivered is the most that fits into (1 − sparsity) · Σ n_l p_l
+    multiply-adds, so that the share of *weights* removed is another one.
+
+    Criteria that do not search get the counts of `start`, scaled to the budget.
 
     Args:
+        budget: what the sparsity is a share of: weights, or flops (multiply-adds of one image).
         start: the allocation that the densities begin with.
         floor: the least density of a layer, as a share of the network's.
         speed: learning rate of the rates, as a share of the scores'. The sum over a layer's weights is a large
@@ -44,6 +49,7 @@ class Learned(Allocation):
     # budget the penalty is 0 either way, and γ stays a function of the epoch alone. Weight decay draws r_l to where
     # it began and not to σ(0) = 1/2, for what learns is its difference from the start.
 
+    budget: Literal["weights", "flops"] = "weights"
     start: Literal["uniform", "erk", "igq", "lamp", "global"] = "lamp"
     floor: float = 0.1
     speed: float = 0.01
@@ -67,10 +73,31 @@ class Learned(Allocation):
         """Return k_min."""
         return self.floor * (1.0 - sparsity)
 
-    def penalty(self, densities: Sequence[Tensor], sizes: Sequence[int], sparsity: float, epoch: float) -> Tensor:
-        """Return γ · max(Σ k_l n_l / kept − 1, 0), with gradients towards the densities."""
-        kept = torch.stack([density * size for density, size in zip(densities, sizes, strict=True)]).sum()
-        excess = kept / kept_count(sparsity, sum(sizes)) - 1.0
+    def beginning(
+        self, importance: Mapping[str, Tensor], sparsity: float, prices: Mapping[str, int] | None
+    ) -> Allocation:
+        """Return the allocation that training begins with: `start`, scaled to a budget in FLOPs."""
+        if prices is None:
+            return self
+        counts = self.counts(importance, sparsity)
+        return self.rates({name: counts[name] / tensor.numel() for name, tensor in importance.items()}, True, prices)
+
+    def rates(self, densities: Mapping[str, float], exact: bool, prices: Mapping[str, int] | None) -> "Rates":
+        """Return the allocation by these densities; `prices` are the multiply-adds of a weight, by layer."""
+        return Rates(densities, exact, self.min_kept, prices)
+
+    def penalty(
+        self,
+        densities: Sequence[Tensor],
+        sizes: Sequence[int],
+        sparsity: float,
+        epoch: float,
+        prices: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return γ · max(Σ k_l n_l p_l / kept − 1, 0), with gradients towards the densities; p_l is 1 for weights."""
+        worth = [size * price for size, price in zip(sizes, prices or [1] * len(sizes), strict=True)]
+        kept = torch.stack([density * layer for density, layer in zip(densities, worth, strict=True)]).sum()
+        excess = kept / kept_count(sparsity, sum(worth)) - 1.0
         return self.gamma * (math.floor(epoch) + 1) * excess.clamp(min=0.0)
 
 
@@ -82,11 +109,13 @@ class Rates(Allocation):
         densities: of each layer.
         exact: scale them by one factor, so that the network keeps exactly what the sparsity says.
         min_kept: weights that every layer keeps.
+        prices: multiply-adds of one weight, by layer, where the sparsity is a share of these.
     """
 
     densities: Mapping[str, float]
     exact: bool
     min_kept: int = 1
+    prices: Mapping[str, int] | None = None
 
     def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
         """Return each layer's density · n, rounded."""
@@ -94,12 +123,14 @@ class Rates(Allocation):
         least = {name: min(self.min_kept, size) for name, size in sizes.items()}
         if not self.exact:
             return {n: min(size, max(least[n], round(self.densities[n] * size))) for n, size in sizes.items()}
-        target = kept_count(sparsity, sum(sizes.values()))
-        if target < sum(least.values()):
+        prices = self.prices or dict.fromkeys(sizes, 1)
+        total = sum(size * prices[n] for n, size in sizes.items())
+        target, floor = kept_count(sparsity, total), sum(count * prices[n] for n, count in least.items())
+        if target < floor:
+            what = "weights" if self.prices is None else "multiply-adds"
             raise UserError(
-                f"sparsity {sparsity} keeps {target} of {sum(sizes.values())} weights, fewer than the "
-                f"{sum(least.values())} that learned allocation keeps alive ({self.min_kept} a layer); use a lower "
-                "sparsity or min_kept"
+                f"sparsity {sparsity} keeps {target} of {total} {what}, fewer than the {floor} that learned "
+                f"allocation keeps alive ({self.min_kept} a layer); use a lower sparsity or min_kept"
             )
 
         def kept(log_factor: float) -> dict[str, float]:
@@ -112,5 +143,23 @@ class Rates(Allocation):
         low, high = -60.0, 60.0
         for _ in range(200):
             middle = (low + high) / 2
-            low, high = (low, middle) if sum(kept(middle).values()) >= target else (middle, high)
-        return round_to(kept(low), sizes, target)
+            enough = sum(count * prices[n] for n, count in kept(middle).items()) >= target
+            low, high = (low, middle) if enough else (middle, high)
+        return round_to(kept(low), sizes, target) if self.prices is None else _fill(kept(low), sizes, prices, target)
+
+
+def _fill(
+    share: Mapping[str, float], sizes: Mapping[str, int], prices: Mapping[str, int], target: int
+) -> dict[str, int]:
+    """Round shares down, and spend what is left of `target` on single weights: largest remainders, then cheapest."""
+    counts = {name: int(value) for name, value in share.items()}
+    left = target - sum(count * prices[name] for name, count in counts.items())
+    for name in sorted(share, key=lambda name: counts[name] - share[name]):
+        if counts[name] < sizes[name] and prices[name] <= left:
+            counts[name] += 1
+            left -= prices[name]
+    for name in sorted(share, key=lambda name: prices[name]):
+        extra = min(sizes[name] - counts[name], left // prices[name] if prices[name] else sizes[name])
+        counts[name] += extra
+        left -= extra * prices[name]
+    return counts

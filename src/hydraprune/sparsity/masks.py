@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hydraprune.errors import UserError
 from hydraprune.sparsity.allocations import Allocation
 from hydraprune.sparsity.coupling import coupled
 from hydraprune.sparsity.criteria import Criterion, Probe
-from hydraprune.sparsity.learned import Learned, Rates
+from hydraprune.sparsity.learned import Learned
 from hydraprune.sparsity.mask import ScoredMask, has_mask
 from hydraprune.sparsity.patterns import Pattern, Weights
+from hydraprune.sparsity.positions import positions
 from hydraprune.sparsity.prunable import check_axes, owners_by_parameter, parameters_of, prunable_weights
 from hydraprune.sparsity.regrowth import Fixed, Regrowth, exchanged
 from hydraprune.sparsity.rounds import score_in_rounds
@@ -64,6 +66,7 @@ class MaskSet:
         pattern: Pattern = SINGLE,
         schedule: SparsitySchedule = AT_ONCE,
         live: bool = False,
+        prices: Mapping[str, int] | None = None,
     ) -> None:
         """Say how the masks follow from the scores, and compute them as they are at the beginning of the stage.
 
@@ -73,16 +76,20 @@ class MaskSet:
             pattern: which weights go together.
             schedule: how the sparsity rises over the stage.
             live: before each update the scores are set to the weights as they are.
+            prices: multiply-adds of one weight, by layer, where the allocation's budget is in FLOPs (`positions`).
 
         Raises:
             UserError: this sparsity cannot be had.
         """
         check_sparsity(sparsity)
         start = {name: weight.detach().clone() for name, weight in self._weights.items()} if schedule.gradual else {}
-        self._plan = _Plan(allocation, sparsity, pattern, schedule, live, start)
+        begin = allocation
+        if isinstance(allocation, Learned):
+            begin = allocation.beginning(self._importance(), sparsity, prices)
+        self._plan = _Plan(allocation, begin, sparsity, pattern, schedule, live, start, prices)
         if isinstance(allocation, Learned):
             # What cannot be delivered is said now, not after the search.
-            begun = pattern.masks(allocation, self._importance(), sparsity)
+            begun = pattern.masks(begin, self._importance(), sparsity)
             for name, mask in begun.items():
                 least = allocation.least_density(sparsity)
                 self._masks[name].learn_density(float(mask.float().mean()), least, allocation.speed)
@@ -124,10 +131,10 @@ class MaskSet:
         if not isinstance(allocation, Learned):
             return allocation
         if progress == 0.0:
-            return allocation  # where the rates begin, to the weight
+            return plan.begin  # where the rates begin, to the weight
         densities = {name: float(mask.density) for name, mask in self._masks.items()}
         exact = plan.schedule.gradual or progress >= 1.0 - allocation.settle
-        return Rates(densities, exact, allocation.min_kept)
+        return allocation.rates(densities, exact, plan.prices)
 
     def penalty(self, epoch: float) -> Tensor | None:
         """Return what learned densities cost beyond the budget, to be added to the loss; None for other masks."""
@@ -136,7 +143,8 @@ class MaskSet:
             return None
         densities = [mask.density for mask in self._masks.values()]
         sizes = [mask.mask.numel() for mask in self._masks.values()]
-        return plan.allocation.penalty(densities, sizes, plan.sparsity, epoch)
+        prices = None if plan.prices is None else [plan.prices[name] for name in self._masks]
+        return plan.allocation.penalty(densities, sizes, plan.sparsity, epoch, prices)
 
     def let_regrow(self, regrowth: Regrowth) -> None:
         """Say how fixed masks change while the weights learn."""
@@ -218,14 +226,19 @@ class MaskSet:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """How masks follow from scores; `start` holds the weights as the stage began, where it may go back to them."""
+    """How masks follow from scores; `start` holds the weights as the stage began, where it may go back to them.
+
+    `begin` is the allocation at the stage's first step: that of rates before they have learned.
+    """
 
     allocation: Allocation
+    begin: Allocation
     sparsity: float
     pattern: Pattern
     schedule: SparsitySchedule
     live: bool
     start: dict[str, Tensor]
+    prices: Mapping[str, int] | None
 
 
 def _weight_of(module: nn.Module) -> Tensor:
@@ -305,7 +318,8 @@ def prune(
         pattern: which weights go together.
         schedule: how the sparsity rises over the stage that follows; a gradual one begins with all weights.
         probe: the objective on a few batches, for criteria that need its gradients.
-        image: (1, channels, height, width), for patterns that ask which layers depend on each other.
+        image: (1, channels, height, width), for patterns that ask which layers depend on each other, and for budgets
+            in FLOPs.
 
     Raises:
         UserError: nothing to prune, a criterion that lacks its probe, a sparsity that cannot be had.
@@ -318,10 +332,29 @@ def prune(
         check_axes(found)
     pattern = coupled(pattern, model, image, found)
     weights = parameters_of(found)
+    prices = _prices(allocation, pattern, model, found, image)
     scores = score_in_rounds(model, weights, criterion, allocation, sparsity, pattern, seed, probe)
     masks = _put_scored(found, weights, scores, criterion.signed)
-    masks.allocate(allocation, sparsity, pattern, schedule, live=criterion.live and schedule.gradual)
+    live = criterion.live and schedule.gradual
+    masks.allocate(allocation, sparsity, pattern, schedule, live=live, prices=prices)
     return masks
+
+
+def _prices(
+    allocation: Allocation,
+    pattern: Pattern,
+    model: nn.Module,
+    found: Mapping[str, Sequence[nn.Module]],
+    image: Tensor | None,
+) -> dict[str, int] | None:
+    """Return what one weight of each layer costs, where the budget is in FLOPs."""
+    if not isinstance(allocation, Learned) or allocation.budget == "weights":
+        return None
+    if not isinstance(pattern, Weights):
+        raise UserError("a budget in FLOPs counts single weights; with it the pattern must be weights")
+    if image is None:
+        raise UserError("a budget in FLOPs needs the size of an image: give `image`")
+    return positions(model, found, image)
 
 
 def attach_fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> MaskSet:

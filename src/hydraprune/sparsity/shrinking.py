@@ -76,7 +76,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if isinstance(module, (*CONVS, nn.Linear, _BatchNorm)):
             for key in ("weight", "bias", "running_mean", "running_var"):
                 own, came = getattr(module, key, None), tensors.get(f"{name}.{key}")
-                if own is not None and came is not None and own.shape != came.shape:
+                if own is not None and came is not None and own.dim() == came.dim() and own.shape != came.shape:
                     _replace(module, key, torch.empty_like(came, dtype=own.dtype, device=own.device))
             _update_widths(module)
 

@@ -1,0 +1,331 @@
+"""Seconds of an optimiser update: ours with masks, ours without, and the original's loop written down plainly.
+
+- ours: `hydraprune.engine.train`, NHWC, masks by threshold once for each update, clean logits once for each batch.
+- ours, dense: the same objective on the same network without masks: what pruning costs on top.
+- plain: what the paper describes and its published code does, written here anew: NCHW, in every forward pass the
+  scores of each layer are sorted whole, TRADES computes the clean logits again in each step of the attack and once
+  more to show them. For trades, stability and pgd50 (an attack alone, 50 steps, one batch).
+
+Contenders take turns, so that whatever else the machine does meets all of them. `floor` is the time that the
+convolutions and matrix products would take at the speed of one large float32 matrix product, measured here.
+
+    python benchmarks/training.py                                    TRADES-10, VGG16, prune and finetune
+    python benchmarks/training.py --networks vgg16_bn wrn_28_4 --objectives trades stability --json
+    python benchmarks/training.py --networks cnn_large --objectives ibp crown-ibp mixtrain --stages pretrain prune
+    python benchmarks/training.py --profile                          where the time of ours goes
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from hydraprune import models, sparsity
+from hydraprune.attacks import PGD, Eps
+from hydraprune.console import SilentProgress
+from hydraprune.data import Batches, Split
+from hydraprune.engine import SGD, Checkpointing, Hardware, Training, Work, train
+from hydraprune.objectives import IBP, CrownIBP, MixTrain, Objective, Stability, Trades
+from hydraprune.paths import StagePaths
+
+SHAPE, CLASSES = (3, 32, 32), 10
+EPS = Eps("8/255")
+OBJECTIVES: dict[str, Objective] = {
+    "trades": Trades(attack=PGD("linf", EPS, 10, Eps("2/255"))),
+    "stability": Stability(),
+    "ibp": IBP(eps=Eps("2/255"), warm_up=0.0, ramp=0.0),
+    "crown-ibp": CrownIBP(eps=Eps("2/255"), warm_up=0.0, ramp=0.0),
+    "mixtrain": MixTrain(eps=Eps("2/255"), probability=1.0),
+}
+Update = Callable[[], object]
+
+
+class Sorted(torch.autograd.Function):
+    """1 for the largest scores and 0 for the rest, by a full sort; the gradient goes straight through."""
+
+    @staticmethod
+    def forward(_: object, scores: Tensor, kept: int) -> Tensor:
+        order = scores.flatten().sort().indices
+        mask = torch.ones_like(scores).flatten()
+        mask[order[: scores.numel() - kept]] = 0
+        return mask.view_as(scores)
+
+    @staticmethod
+    def backward(_: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class SortedMask(nn.Module):
+    """The masked weight, sorted anew whenever it is read."""
+
+    def __init__(self, weight: Tensor, sparsity_asked: float) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(weight.detach().clone())
+        self.kept = sparsity.kept_count(sparsity_asked, weight.numel())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * Sorted.apply(self.scores.abs(), self.kept)
+
+
+def plain_network(name: str, stage: str, sparsity_asked: float) -> nn.Module:
+    """Return the network of the plain loop, with gradients on what the stage trains."""
+    network = models.create(name, CLASSES, SHAPE)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and stage != "pretrain":
+            parametrize.register_parametrization(module, "weight", SortedMask(module.weight, sparsity_asked))
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad_(key.endswith("scores") == (stage == "prune"))
+    return network
+
+
+def plain_trades(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    attack = OBJECTIVES["trades"].attack
+    eps, step = float(attack.eps), float(attack.step_size)
+    network.eval()
+    adversarial = images + 0.001 * torch.randn_like(images)
+    for _ in range(attack.steps):
+        adversarial.requires_grad_()
+        divergence = F.kl_div(
+            F.log_softmax(network(adversarial), 1), F.softmax(network(images), 1), reduction="batchmean"
+        )
+        (gradient,) = torch.autograd.grad(divergence, adversarial)
+        moved = adversarial.detach() + step * gradient.sign()
+        adversarial = torch.min(torch.max(moved, images - eps), images + eps).clamp(0, 1)
+    network.train()
+    clean, attacked = network(images), network(adversarial)
+    with torch.no_grad():
+        network(adversarial)  # the accuracy that is shown
+    robust = F.kl_div(F.log_softmax(attacked, 1), F.softmax(clean, 1), reduction="batchmean")
+    return F.cross_entropy(clean, labels) + 6.0 * robust
+
+
+def plain_stability(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    clean, noisy = network(images), network(images + 0.25 * torch.randn_like(images))
+    robust = F.kl_div(F.log_softmax(noisy, 1), F.softmax(clean, 1), reduction="batchmean")
+    return F.cross_entropy(clean, labels) + 6.0 * robust
+
+
+def plain_pgd(network: nn.Module, images: Tensor, labels: Tensor, steps: int = 50) -> Tensor:
+    adversarial = images + (2 * torch.rand_like(images) - 1) * float(EPS)
+    for _ in range(steps):
+        adversarial.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(adversarial), labels), adversarial)
+        moved = adversarial.detach() + 2 / 255 * gradient.sign()
+        adversarial = torch.min(torch.max(moved, images - float(EPS)), images + float(EPS)).clamp(0, 1)
+    return adversarial
+
+
+PLAIN = {"trades": plain_trades, "stability": plain_stability}
+
+
+def plain_update(name: str, objective: str, stage: str, split: Split, asked: float) -> Update:
+    """Return one update of the plain loop; for pgd50 one attack."""
+    network = plain_network(name, stage, asked)
+    images, labels = split.images / 255, split.labels
+    if objective == "pgd50":
+        network.eval().requires_grad_(False)
+        return lambda: plain_pgd(network, images, labels)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.SGD(learning, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def update() -> None:
+        loss = PLAIN[objective](network, images, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return update
+
+
+def our_update(
+    name: str, objective: str, stage: str, split: Split, asked: float | None, bf16: bool = False
+) -> Update:
+    """Return one update of ours, of a network with masks or, with `asked` None, without."""
+    hardware = Hardware(
+        "cpu", "bf16-mixed" if bf16 else "32-true", channels_last=True, threads=torch.get_num_threads()
+    )
+    fabric = hardware.fabric()
+    network = hardware.place(models.create(name, CLASSES, SHAPE))
+    learning, masks = [p for p in network.parameters() if p.requires_grad], None
+    if asked is not None and stage != "pretrain":
+        masks = sparsity.prune(network, sparsity.Hydra(), sparsity.Uniform(), asked)
+        if stage == "prune":
+            learning = masks.parameters()
+        else:
+            masks.fix()
+    if objective == "pgd50":
+        network = fabric.setup_module(sparsity.bake(network).eval().requires_grad_(False))
+        images = (split.images / 255).contiguous(memory_format=torch.channels_last)
+        attack = PGD("linf", EPS, 50, Eps("2/255"))
+        return lambda: attack.perturb(
+            network, images, lambda logits: F.cross_entropy(logits, split.labels, reduction="sum")
+        )
+    batches = Batches(split, len(split), 0, channels_last=True)
+    work = Work(network, learning, OBJECTIVES[objective], batches, masks, None, 0)
+    once = Training(epochs=1, batch_size=len(split), optimiser=SGD(lr=1e-3, weight_decay=1e-4))
+
+    def update() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train(work, once, fabric, StagePaths(Path(folder)), SilentProgress(), "", Checkpointing(None))
+
+    return update
+
+
+class Flops(TorchDispatchMode):
+    """Counts the floating point operations of convolutions and matrix products, backward passes too."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def peak_flops() -> float:
+    """Return the floating point operations a second of a large float32 matrix product on this machine."""
+    one = torch.rand(2048, 2048)
+    best = min(seconds(lambda: one @ one) for _ in range(10))
+    return 2 * 2048**3 / best
+
+
+def seconds(work: Update) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def take_turns(contenders: dict[str, Update], repeats: int) -> dict[str, list[float]]:
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(repeats + 1):
+        for name, work in contenders.items():
+            duration = seconds(work)
+            if repeat:
+                taken[name].append(duration)
+    return taken
+
+
+def measure(name: str, objective: str, stage: str, options: argparse.Namespace, peak: float) -> dict[str, object]:
+    """Return one row: the median seconds of each contender, their ratios, and the floor of ours."""
+    torch.manual_seed(0)
+    split = Split(
+        torch.randint(0, 256, (options.batch, *SHAPE), dtype=torch.uint8), torch.randint(CLASSES, (options.batch,))
+    )
+    common = (name, objective, stage, split)
+    contenders: dict[str, Update] = {"ours": our_update(*common, options.sparsity)}
+    if stage != "pretrain" and objective != "pgd50":
+        contenders["ours, dense"] = our_update(name, objective, "pretrain", split, None)
+    if options.bf16:
+        contenders["ours, bf16"] = our_update(*common, options.sparsity, bf16=True)
+    if (objective in PLAIN or objective == "pgd50") and not options.no_plain:
+        contenders["plain"] = plain_update(*common, options.sparsity)
+    with Flops() as counter:
+        contenders["ours"]()
+    taken = take_turns(contenders, options.repeats)
+    middle = {way: statistics.median(times) for way, times in taken.items()}
+    row: dict[str, object] = {
+        "network": name,
+        "objective": objective,
+        "stage": stage,
+        "batch": options.batch,
+        "seconds": middle,
+        "all_seconds": taken,
+        "floor_seconds": counter.total / peak,
+    }
+    if "plain" in middle:
+        row["ratio"] = middle["plain"] / middle["ours"]
+        if "ours, bf16" in middle:
+            row["ratio_bf16"] = middle["plain"] / middle["ours, bf16"]
+    if "ours, dense" in middle:
+        row["overhead_of_pruning"] = middle["ours"] / middle["ours, dense"] - 1
+    return row
+
+
+def show(row: dict[str, object]) -> None:
+    middle = row["seconds"]
+    assert isinstance(middle, dict)
+    print(f"{row['network']}, {row['objective']}, {row['stage']}, batch {row['batch']}")
+    for way, value in middle.items():
+        print(f"  {way:<12} {value:8.3f} s   {value / middle['ours']:6.2f} × ours")
+    print(f"  {'floor':<12} {row['floor_seconds']:8.3f} s   {row['floor_seconds'] / middle['ours']:6.0%} of ours")
+    if "overhead_of_pruning" in row:
+        print(f"  masks cost {row['overhead_of_pruning']:+.1%}")
+
+
+def profile(name: str, objective: str, stage: str, options: argparse.Namespace) -> None:
+    split = Split(
+        torch.randint(0, 256, (options.batch, *SHAPE), dtype=torch.uint8), torch.randint(CLASSES, (options.batch,))
+    )
+    update = our_update(name, objective, stage, split, options.sparsity)
+    update()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        update()
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
+
+
+def cells(options: argparse.Namespace) -> Iterable[tuple[str, str, str]]:
+    for name in options.networks:
+        for objective in options.objectives:
+            for stage in ["evaluate"] if objective == "pgd50" else options.stages:
+                yield name, objective, stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--networks", nargs="+", default=["vgg16_bn"], help="of `hydraprune models`")
+    parser.add_argument("--objectives", nargs="+", default=["trades"], choices=[*OBJECTIVES, "pgd50"])
+    parser.add_argument(
+        "--stages", nargs="+", default=["prune", "finetune"], choices=["pretrain", "prune", "finetune"]
+    )
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--sparsity", type=float, default=0.99)
+    parser.add_argument("--samples", type=int, default=5, help="images of a batch that MixTrain bounds")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="0 takes torch's own choice")
+    parser.add_argument("--bf16", action="store_true", help="also ours in bfloat16")
+    parser.add_argument("--no-plain", action="store_true", help="leave the plain loop out")
+    parser.add_argument("--profile", action="store_true", help="where the time of ours goes, instead of a comparison")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    OBJECTIVES["mixtrain"] = replace(OBJECTIVES["mixtrain"], samples=options.samples)
+    if options.profile:
+        for cell in cells(options):
+            profile(*cell, options)
+        return
+    peak = peak_flops()
+    rows = []
+    for cell in cells(options):
+        rows.append(measure(*cell, options, peak))
+        if not options.json:
+            show(rows[-1])
+    machine = {
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "peak_flops": peak,
+    }
+    if options.json:
+        print(json.dumps({"machine": machine, "rows": rows}))
+    else:
+        print(", ".join(f"{key} {value}" for key, value in machine.items()))
+
+
+if __name__ == "__main__":
+    main()
