@@ -314,7 +314,7 @@ DAMAGES = {
     "no keys": lambda savings: save_state(savings, {}),
     "other model": changed(model={"0.weight": torch.zeros(1)}),
     "no optimiser": changed(optimiser={}),
-    "no generators": changed(random={}),
+    "no generators": changed(processes=[{}]),
     "best": changed(best={"what": 1}),
 }
 
