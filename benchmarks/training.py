@@ -37,8 +37,9 @@ from hydraprune import models, sparsity
 from hydraprune.attacks import PGD, Eps
 from hydraprune.console import SilentProgress
 from hydraprune.data import Batches, Split
-from hydraprune.engine import SGD, Hardware, Training, Work, train
+from hydraprune.engine import SGD, Checkpointing, Hardware, Training, Work, train
 from hydraprune.objectives import IBP, CrownIBP, MixTrain, Objective, Stability, Trades
+from hydraprune.paths import StagePaths
 
 SHAPE, CLASSES = (3, 32, 32), 10
 EPS = Eps("8/255")
@@ -178,7 +179,7 @@ def our_update(
 
     def update() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            train(work, once, fabric, Path(folder) / "state", SilentProgress(), "", checkpoint_every_s=1e9)
+            train(work, once, fabric, StagePaths(Path(folder)), SilentProgress(), "", Checkpointing(None))
 
     return update
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -116,13 +117,27 @@ def test_the_content_is_on_disk_before_it_takes_the_name(file, monkeypatch):
     seen = []
     monkeypatch.setattr(io.os, "fsync", lambda handle: seen.append((os.fstat(handle).st_size, file.read_text())))
     io.write_text(file, "newer")
-    assert seen == [(5, "old")]
+    assert seen[0] == (5, "old")
+    assert seen[1][1] == "newer"  # the folder, so that the new name outlives a power cut too
 
 
 def test_a_writer_that_writes_nothing_is_an_error_and_leaves_the_old_file(file):
     with pytest.raises(UserError, match=r"cannot write '.*file.txt'"), io.atomic_path(file):
         pass
     assert file.read_text() == "old"
+
+
+def test_what_a_killed_writer_left_is_swept_away_and_what_a_living_one_writes_is_not(tmp_path):
+    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    node = platform.node()
+    dead, alive = tmp_path / f".a-b.json.{node}-{gone}.tmp", tmp_path / f".a.json.{node}-{os.getpid()}.tmp"
+    elsewhere, other = tmp_path / f".a.json.not-{node}-{gone}.tmp", tmp_path / ".hidden"
+    for path in (dead, alive, elsewhere, other):
+        path.write_text("x")
+    io.sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere, other])
+    io.sweep(tmp_path, everything=True)
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

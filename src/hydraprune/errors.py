@@ -4,9 +4,14 @@ from collections.abc import Sequence
 
 
 class HydrapruneError(Exception):
-    """Base of every error raised on purpose. The command line prints its message and exits with `exit_code`."""
+    """Base of every error raised on purpose. The command line prints its message and exits with `exit_code`.
+
+    Attributes:
+        quiet: another process of the same run prints it.
+    """
 
     exit_code = 1
+    quiet = False
 
 
 class UserError(HydrapruneError):

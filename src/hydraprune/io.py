@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,17 +32,55 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A process killed at any moment leaves the old file or the new one, never a part. Raises `UserError` where the
     folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to disk; some network file systems cannot and need not be asked."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep(folder: Path, everything: bool = False) -> None:
+    """Remove what writers that were killed left half written in `folder`.
+
+    Args:
+        folder: that is looked through, not the folders in it.
+        everything: whoever wrote it, for a folder that this process has to itself; else only what processes of this
+            machine left that are gone.
+    """
+    for path in folder.glob(".*.tmp"):
+        if everything or _writer_is_gone(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _writer_is_gone(path: Path) -> bool:
+    node, _, process = path.name.removesuffix(".tmp").rpartition("-")
+    if not node.endswith(f".{platform.node()}") or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -30,8 +30,21 @@ class StagePaths:
 
     @property
     def checkpoint(self) -> Path:
-        """The state of a stage that is not finished yet."""
+        """The newest state of a stage that is not finished yet."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def checkpoint_before(self) -> Path:
+        """The state before the newest, for when that is damaged."""
+        return self.folder / "checkpoint.before.pt"
+
+    def checkpoint_of(self, rank: int, size: int) -> Path:
+        """The state of an evaluation that is not finished yet, in one of `size` processes."""
+        return self.checkpoint if size == 1 else self.folder / f"checkpoint.{rank}of{size}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """All states that are there, the newest last: whoever is killed deleting them leaves that."""
+        return sorted(self.folder.glob("checkpoint*.pt"))
 
     @property
     def model(self) -> Path:
@@ -42,6 +55,16 @@ class StagePaths:
     def history(self) -> Path:
         """One record for each epoch."""
         return self.folder / "history.json"
+
+    @property
+    def log(self) -> Path:
+        """What a training stage says of itself while it runs: a JSON object in each line."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same for TensorBoard, where that was asked for."""
+        return self.folder / "tensorboard"
 
     @property
     def histogram(self) -> Path:

@@ -1,5 +1,6 @@
 """What a user types and sees: help, results, exit codes, one line for each mistake."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from hydraprune import pipeline, runtime
 from hydraprune.cli import main
 from hydraprune.cli.main import COMMANDS
+from hydraprune.paths import StagePaths
 from hydraprune.version import __version__
 
 TINY = [
@@ -131,12 +133,40 @@ def test_report_status_data_and_models_show_what_is_there(folder, capsys):
     assert main(["status", str(folder), "--json"]) == 0
     states = json.loads(capsys.readouterr().out)["stages"]
     assert {record["state"] for record in states} == {"finished"}
+    assert {record["locked"] for record in states} == {False}
+    trained = [record for record in states if record["stage"].startswith(("pretrain", "prune", "finetune"))]
+    assert all((record["epoch"], record["step"]) == (0, record["steps"]) and record["loss"] for record in trained)
+    assert main(["status", str(folder)]) == 0
+    assert "finished" in capsys.readouterr().out
     assert main(["data", "list", "--json"]) == 0
     assert {"digits", "mnist", "cifar10"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
     assert main(["data", "verify", "digits"]) == 0
     assert "ok" in capsys.readouterr().out
     assert main(["models", "--json"]) == 0
     assert {"cnn_small", "vgg16_bn"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+
+def test_status_says_where_a_stage_stands_how_long_it_will_take_and_who_holds_it(folder, tmp_path, capsys):
+    """Half of four steps are done in 10 s; then a process takes it up."""
+    stage = StagePaths(tmp_path / "stages" / "pretrain-0")
+    stage.folder.mkdir(parents=True)
+    record = {"event": "step", "epoch": 0, "step": 2, "steps": 4, "lr": 0.1, "seconds": 10.0, "loss": 1.5}
+    stage.log.write_text(json.dumps(record) + "\n")
+    stage.checkpoint_before.write_bytes(b"")
+    stage.lock.write_bytes(b"")
+
+    def told():
+        assert main(["status", str(tmp_path), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["stages"][0]
+
+    before = told()
+    assert (before["state"], before["locked"], before["eta_s"]) == ("stopped, state saved", False, 10.0)
+    assert (before["epoch"], before["step"], before["steps"], before["loss"]) == (0, 2, 4, 1.5)
+    with stage.lock.open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert (told()["state"], told()["locked"]) == ("running", True)
+    assert main(["status", str(tmp_path)]) == 0
+    assert "0:00:10" in capsys.readouterr().out
 
 
 def recipe(tmp_path: Path, text: str) -> str:

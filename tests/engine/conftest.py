@@ -9,10 +9,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hydraprune.console import SilentProgress
+from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Batches, CropFlip, Split
-from hydraprune.engine import Hardware, Training, Work, train
+from hydraprune.engine import Checkpointing, Hardware, Savings, Training, Work, train
 from hydraprune.objectives import Objective
+from hydraprune.paths import StagePaths
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,12 @@ def batches() -> Callable[..., Batches]:
 
 
 @pytest.fixture
-def run(fabric: Fabric, tmp_path: Path, batches: Callable[..., Batches]) -> Callable[..., Any]:
+def paths(tmp_path: Path) -> StagePaths:
+    return StagePaths(tmp_path)
+
+
+@pytest.fixture
+def run(fabric: Fabric, paths: StagePaths, batches: Callable[..., Batches]) -> Callable[..., Any]:
     """Train a model (all of its parameters, unless told otherwise) and return the history."""
 
     def go(
@@ -72,16 +78,18 @@ def run(fabric: Fabric, tmp_path: Path, batches: Callable[..., Batches]) -> Call
         parameters: Any = None,
         masks: Any = None,
         validate: Any = None,
-        every: float = 60.0,
+        every: float | Checkpointing = 60.0,
         data: Batches | None = None,
         on: Fabric | None = None,
         teacher: nn.Module | None = None,
+        progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
         learning = list(model.parameters()) if parameters is None else parameters
         work = Work(model, learning, objective, batches() if data is None else data, masks, validate, 3, teacher)
-        checkpoint = tmp_path / "checkpoint.pt"
-        history, seconds = train(work, training, on or fabric, checkpoint, SilentProgress(), "test", every)
+        often = every if isinstance(every, Checkpointing) else Checkpointing(every)
+        history, seconds = train(work, training, on or fabric, paths, progress or SilentProgress(), "test", often)
         assert seconds >= 0
+        Savings(paths.checkpoint, paths.checkpoint_before, print).remove()
         return history
 
     return go

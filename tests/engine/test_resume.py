@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from hydraprune.engine import (
     SGD,
     Adam,
     Average,
+    Checkpointing,
     Cosine,
     Distillation,
+    Savings,
     Training,
     Work,
     graceful,
@@ -76,7 +79,7 @@ class Stage:
         self.training = Training(3, optimiser=options.pop("optimiser", SGD(0.05)), **options)
         self.history = None
 
-    def __call__(self, objective, every=60.0):
+    def __call__(self, objective, every=60.0, progress=None):
         self.model = self.network()
         masks = parameters = None
         if self.search:
@@ -95,6 +98,7 @@ class Stage:
             validate=validate,
             every=every,
             teacher=self.teacher,
+            progress=progress,
         )
 
     def outcome(self):
@@ -144,8 +148,25 @@ def stage(request, run, network):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    return tmp_path / "checkpoint.pt"
+def checkpoint(paths):
+    return paths.checkpoint
+
+
+@pytest.fixture
+def savings(paths):
+    return Savings(paths.checkpoint, paths.checkpoint_before, print)
+
+
+def saved_state(savings):
+    found = []
+    assert savings.load(found.append)
+    return torch.load(BytesIO(found[0]), weights_only=True)
+
+
+def save_state(savings, state):
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    savings.save(buffer.getvalue())
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, STEPS])
@@ -213,7 +234,7 @@ def test_every_option_changes_what_is_learnt(run, network, kind):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_stop_during_validation_is_obeyed_after_the_next_update(run, network, checkpoint):
+def test_a_stop_during_validation_is_obeyed_after_the_next_update(run, network, savings):
     def stopping(model):
         request_stop()
         return validate(model)
@@ -222,7 +243,7 @@ def test_a_stop_during_validation_is_obeyed_after_the_next_update(run, network, 
     run(plain, PGDAT(PGD(steps=1)), Training(2), validate=validate)
     with graceful(), pytest.raises(Interrupted):
         run(model, PGDAT(PGD(steps=1)), Training(2), validate=stopping)
-    state = torch.load(checkpoint, weights_only=True)
+    state = saved_state(savings)
     assert (state["epoch"], state["batch"]) == (1, 1)
     model = network()
     history = run(model, PGDAT(PGD(steps=1)), Training(2), validate=validate)
@@ -246,22 +267,21 @@ def test_flags_come_back_after_a_stop(run, network):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_seconds_of_before_are_counted_and_nothing_is_saved_without_need(run, network, checkpoint):
+def test_seconds_of_before_are_counted_and_nothing_is_saved_without_need(run, network, checkpoint, savings):
     run(network(), Benign(), Training(1))
     assert not checkpoint.exists()
     with graceful(), pytest.raises(Interrupted):
         run(network(), Restless({1: request_stop}), Training(1))
-    state = torch.load(checkpoint, weights_only=True)
-    torch.save(state | {"seconds": 1000.0}, checkpoint)
+    save_state(savings, saved_state(savings) | {"seconds": 1000.0})
     assert run(network(), Restless(), Training(1))[0]["seconds"] > 1000
 
 
-def test_a_checkpoint_is_read_without_unpickling_code(run, network, checkpoint):
+def test_a_checkpoint_is_read_without_unpickling_code(run, network, savings):
     class Hostile:
         def __reduce__(self):
             return (pytest.fail, ("code from the file has run",))
 
-    torch.save({"model": Hostile()}, checkpoint)
+    save_state(savings, {"model": Hostile()})
     with pytest.raises(UserError, match="not a usable checkpoint"):
         run(network(), Benign(), Training(1))
 
@@ -269,32 +289,42 @@ def test_a_checkpoint_is_read_without_unpickling_code(run, network, checkpoint):
 def changed(**changes):
     """Save a sound checkpoint with some of it changed."""
 
-    def write(path):
-        state = torch.load(path, weights_only=True)
-        torch.save({**state, **changes}, path)
+    def write(savings):
+        save_state(savings, {**saved_state(savings), **changes})
 
     return write
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"nonsense"),
-        lambda path: path.write_bytes(path.read_bytes()[:-200]),
-        lambda path: torch.save([1, 2], path),
-        lambda path: torch.save({}, path),
-        changed(model={"0.weight": torch.zeros(1)}),
-        changed(optimiser={}),
-        changed(random={}),
-        changed(best={"what": 1}),
-    ],
-    ids=["empty", "nonsense", "cut off", "list", "no keys", "other model", "no optimiser", "no generators", "best"],
-)
-def test_a_broken_checkpoint_is_named_with_a_way_out_in_one_line(run, network, checkpoint, damage):
+def with_bytes(change):
+    return lambda savings: savings.path.write_bytes(change(savings.path.read_bytes()))
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "empty": with_bytes(lambda content: b""),
+    "nonsense": with_bytes(lambda content: b"nonsense"),
+    "cut off": with_bytes(lambda content: content[:-200]),
+    "one bit": with_bytes(flipped),
+    "of an older version": with_bytes(lambda content: content.partition(b"\n")[2]),
+    "list": lambda savings: save_state(savings, [1, 2]),
+    "no keys": lambda savings: save_state(savings, {}),
+    "other model": changed(model={"0.weight": torch.zeros(1)}),
+    "no optimiser": changed(optimiser={}),
+    "no generators": changed(processes=[{}]),
+    "best": changed(best={"what": 1}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_broken_checkpoint_is_named_with_a_way_out_in_one_line(run, network, savings, damage):
     with graceful(), pytest.raises(Interrupted):
         run(network(), Restless({1: request_stop}), Training(1))
-    damage(checkpoint)
+    damage(savings)
+    savings.before.unlink(missing_ok=True)
     with pytest.raises(
         UserError, match=r"checkpoint.pt' is not a usable checkpoint.*; delete it to start anew"
     ) as error:
@@ -302,7 +332,71 @@ def test_a_broken_checkpoint_is_named_with_a_way_out_in_one_line(run, network, c
     assert "\n" not in str(error.value)
 
 
-def test_a_bar_goes_on_where_the_stage_does(fabric, network, batches, tmp_path):
+class Said(SilentProgress):
+    """Notes the lines that stay."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_to_the_same_bits(run, network, savings, damage):
+    stage = Stage(run, network, search=True, optimiser=SGD(1.0))
+    stage(Restless())
+    whole = stage.outcome()
+    with pytest.raises(Killed):
+        stage(Restless({5: kill}), every=0)
+    before = savings.before.read_bytes()
+    damage(savings)
+    savings.before.write_bytes(before)
+    rest, said = Restless(), Said()
+    stage(rest, progress=said)
+    assert rest.seen == list(range(3, STEPS))
+    assert len(said.lines) == 1
+    assert "checkpoint.pt' is not a usable checkpoint" in said.lines[0]
+    assert said.lines[0].endswith("; going on from the one before it")
+    assert_same(stage.outcome(), whole)
+
+
+def test_a_saving_after_a_fall_back_does_not_push_out_the_sound_one_by_the_damaged_one(run, network, savings):
+    with pytest.raises(Killed):
+        run(network(), Restless({3: kill}), Training(1), every=0)
+    DAMAGES["one bit"](savings)
+    with graceful(), pytest.raises(Interrupted):
+        run(network(), Restless({1: request_stop}), Training(1))
+    DAMAGES["one bit"](savings)
+    rest = Restless()
+    run(network(), rest, Training(1))
+    assert rest.seen == [1, 2]
+
+
+def test_killed_between_two_renames_the_checkpoint_before_is_gone_on_from(run, network, savings):
+    with pytest.raises(Killed):
+        run(network(), Restless({3: kill}), Training(1), every=0)
+    savings.path.unlink()
+    rest, said = Restless(), Said()
+    run(network(), rest, Training(1), progress=said)
+    assert rest.seen == [1, 2]
+    assert said.lines == []
+
+
+def test_a_stage_is_saved_by_steps_too_and_by_whichever_comes_first(run, network, savings):
+    for often, expected in ((Checkpointing(None, 4), 8), (Checkpointing(1e9, 3), 6), (Checkpointing(0, 5), 8)):
+        savings.remove()
+        with pytest.raises(Killed):
+            run(network(), Restless({9: kill}), Training(3), every=often)
+        state = saved_state(savings)
+        assert 3 * state["epoch"] + state["batch"] == expected
+    savings.remove()
+    with pytest.raises(Killed):
+        run(network(), Restless({9: kill}), Training(3), every=Checkpointing(None, None))
+    assert not savings.path.exists()
+
+
+def test_a_bar_goes_on_where_the_stage_does(fabric, network, batches, paths):
     told = []
 
     class Bar(SilentProgress):
@@ -320,7 +414,7 @@ def test_a_bar_goes_on_where_the_stage_does(fabric, network, batches, tmp_path):
     def go(objective):
         model = network()
         work = Work(model, list(model.parameters()), objective, batches(), None, validate, seed=0)
-        train(work, Training(2, schedule=Cosine()), fabric, tmp_path / "checkpoint.pt", Bar(), "pretrain")
+        train(work, Training(2, schedule=Cosine()), fabric, paths, Bar(), "pretrain")
 
     with graceful(), pytest.raises(Interrupted):
         go(Restless({4: request_stop}))

@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except HydrapruneError as error:
-        print(f"hydraprune: {error}", file=sys.stderr)  # noqa: T201
+        if not error.quiet:
+            print(f"hydraprune: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         sys.stderr.close()

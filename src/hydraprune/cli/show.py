@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from hydraprune import models, pipeline, reports
 from hydraprune.cli.options import parse
 from hydraprune.cli.output import say
+from hydraprune.engine import read_log
 from hydraprune.errors import UserError
 from hydraprune.io import read_json
 from hydraprune.paths import RunPaths, StagePaths
@@ -69,12 +71,15 @@ def _status(words: Sequence[str]) -> None:
     if options.json:
         say(json.dumps({"folder": str(folder), "stages": records}))
         return
-    table = Table("stage", "state", "epochs", "seconds", "validation benign / robust")
+    table = Table("stage", "state", "step", "left", "seconds", "loss", "validation benign / robust")
     for record in records:
         last = record["validation_benign"], record["validation_robust"]
         shown = " / ".join(f"{value:.1%}" for value in last if value is not None)
         seconds = "" if record["seconds"] is None else f"{record['seconds']:.1f}"
-        table.add_row(record["stage"], record["state"], str(record["epochs"] or ""), seconds, shown)
+        step = "" if record["step"] is None else f"{record['step']}/{record['steps']}"
+        left = "" if record["eta_s"] is None else str(timedelta(seconds=round(record["eta_s"])))
+        loss = "" if record["loss"] is None else f"{record['loss']:.3f}"
+        table.add_row(record["stage"], record["state"], step, left, seconds, loss, shown)
     Console(file=sys.stdout).print(table)
 
 
@@ -82,6 +87,12 @@ def _stage_record(stage: StagePaths) -> dict[str, Any]:
     record: dict[str, Any] = {
         "stage": stage.folder.name,
         "state": _state(stage),
+        "locked": _locked(stage),
+        "epoch": None,
+        "step": None,
+        "steps": None,
+        "eta_s": None,
+        "loss": None,
         "epochs": None,
         "seconds": None,
         "validation_benign": None,
@@ -90,8 +101,17 @@ def _stage_record(stage: StagePaths) -> dict[str, Any]:
     if stage.outcome.exists():
         outcome = read_json(stage.outcome)
         record |= {key: outcome.get(key) for key in ("epochs", "seconds")}
-    if stage.history.exists() and (epochs := read_json(stage.history)["epochs"]):
-        record |= {key: epochs[-1][key] for key in ("validation_benign", "validation_robust")}
+    if told := read_log(stage):
+        last = told[-1]
+        record |= {key: last.get(key) for key in ("epoch", "step", "steps", "loss")}
+        record["seconds"] = record["seconds"] or last["seconds"]
+        if record["state"] != "finished":
+            record["eta_s"] = last["seconds"] * (last["steps"] - last["step"]) / max(last["step"], 1)
+        validated = [each for each in told if each["event"] == "epoch"][-1:]
+    else:
+        validated = read_json(stage.history)["epochs"][-1:] if stage.history.exists() else []
+    for each in validated:
+        record |= {key: each[key] for key in ("validation_benign", "validation_robust")}
     return record
 
 
@@ -99,13 +119,22 @@ def _state(stage: StagePaths) -> str:
     """Return finished, running, or stopped (with or without a state to go on from)."""
     if stage.outcome.exists():
         return "finished"
-    if stage.lock.exists():
-        with stage.lock.open() as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return "running"
-    return "stopped, state saved" if stage.checkpoint.exists() else "stopped"
+    if _locked(stage):
+        return "running"
+    saved = stage.checkpoint.exists() or stage.checkpoint_before.exists()
+    return "stopped, state saved" if saved else "stopped"
+
+
+def _locked(stage: StagePaths) -> bool:
+    """Whether a process holds the stage."""
+    if not stage.lock.exists():
+        return False
+    with stage.lock.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _models(words: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """`run`, `compare`, `pretrain`, `prune`, `finetune`: commands that take a recipe."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -11,8 +12,8 @@ from rich.console import Console
 
 from hydraprune import pipeline, reports
 from hydraprune.cli.output import say
-from hydraprune.console import TerminalProgress
-from hydraprune.engine import graceful
+from hydraprune.console import SilentProgress, TerminalProgress
+from hydraprune.engine import graceful, launched_rank
 from hydraprune.errors import RecipeError, UserError
 from hydraprune.io import read_json
 from hydraprune.paths import RunPaths
@@ -46,7 +47,7 @@ def command(name: str, words: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="The run folder.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object on stdout instead of a table.")
     parser.add_argument(
-        "--checkpoint_every", type=float, default=60.0, help="Seconds between two savings of an unfinished stage."
+        "--checkpoint_every", type=float, help="Short for --checkpoint.every_s: seconds between two savings."
     )
     if name == "compare":
         for key, (about, _) in GRID.items():
@@ -55,32 +56,24 @@ def command(name: str, words: Sequence[str]) -> int:
             "--jobs", default="1", help="Networks at once, in processes of their own; auto means one a core."
         )
     recipe, others = pipeline.split_arguments(words, parser)
-    with graceful(), TerminalProgress() as progress:
+    if others.checkpoint_every is not None:
+        often = dataclasses.replace(recipe.checkpoint, every_s=others.checkpoint_every)
+        recipe = dataclasses.replace(recipe, checkpoint=often)
+    speaks = launched_rank() == 0
+    with graceful(), TerminalProgress() if speaks else contextlib.nullcontext(SilentProgress()) as progress:
         if name in {"run", "compare"}:
             if name == "compare":
                 recipe = with_grid(recipe, {key: getattr(others, key) for key in GRID})
-                result = pipeline.compare(
-                    recipe,
-                    others.out,
-                    jobs=_jobs(others.jobs),
-                    progress=progress,
-                    checkpoint_every_s=others.checkpoint_every,
-                )
+                result = pipeline.compare(recipe, others.out, jobs=_jobs(others.jobs), progress=progress)
             else:
-                result = pipeline.run(
-                    recipe, others.out, progress=progress, checkpoint_every_s=others.checkpoint_every
-                )
-            _show(result, others.json)
+                result = pipeline.run(recipe, others.out, progress=progress)
+            if speaks:
+                _show(result, others.json)
         else:
-            stage = pipeline.make_stage(
-                recipe,
-                others.out,
-                cast("StageName", name),
-                progress=progress,
-                checkpoint_every_s=others.checkpoint_every,
-            )
+            stage = pipeline.make_stage(recipe, others.out, cast("StageName", name), progress=progress)
             outcome = read_json(stage.outcome) | {"folder": str(stage.folder)}
-            say(json.dumps(outcome) if others.json else f"{name}: {stage.folder}")
+            if speaks:
+                say(json.dumps(outcome) if others.json else f"{name}: {stage.folder}")
     return 0
 
 

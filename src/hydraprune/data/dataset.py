@@ -22,12 +22,16 @@ class Draw:
         index: of the batch in the epoch.
         rows: (n,) int64 on the CPU, which images it holds, in this order.
         generator: of all chance in its augmentation.
+        whole: images that it holds over all processes; `rows` are this one's.
+        part: which process this is, of how many.
     """
 
     epoch: int
     index: int
     rows: Tensor
     generator: torch.Generator
+    whole: int
+    part: tuple[int, int] = (0, 1)
 
 
 class LabelledImages(ABC):

@@ -12,6 +12,7 @@ from torch import Tensor
 from hydraprune.data.augmentation import Augmentation
 from hydraprune.data.dataset import Draw, Split
 from hydraprune.data.seeds import derived_generator
+from hydraprune.data.shares import share_of
 from hydraprune.errors import UserError
 
 
@@ -86,16 +87,19 @@ class Mixture:
         stream = _Stream(len(self.extra), self.seed)
         for draw in draws:
             own = self.own.take(draw.rows)
-            extra = self.extra.take(stream.rows(self._start(draw), self._count(len(draw.rows))))
+            count = self.count(draw.whole)
+            mine = share_of(count, *draw.part)
+            extra = self.extra.take(stream.rows(self._start(draw) + mine.start, mine.stop - mine.start))
             images = torch.cat([own.images, extra.images])
             yield augmentation(images, draw.generator), torch.cat([own.labels, extra.labels])
 
-    def _count(self, own: int) -> int:
+    def count(self, own: int) -> int:
+        """Return how many extra images go with `own` in a batch."""
         return round(self.per_batch * own / self.own_per_batch)
 
     def _start(self, draw: Draw) -> int:
         full, rest = divmod(self.own_per_epoch, self.own_per_batch)
-        return draw.epoch * (full * self.per_batch + self._count(rest)) + draw.index * self.per_batch
+        return draw.epoch * (full * self.per_batch + self.count(rest)) + draw.index * self.per_batch
 
 
 class _Stream:

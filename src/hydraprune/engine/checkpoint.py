@@ -3,16 +3,17 @@
 import random
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hydraprune.data.seeds import derived_generator
 from hydraprune.engine.averaging import RunningAverage
-from hydraprune.errors import UserError
-from hydraprune.io import write_bytes
+from hydraprune.engine.group import Group
+from hydraprune.engine.health import Watch
+from hydraprune.engine.savings import Unusable
 
 
 @dataclass
@@ -35,6 +36,8 @@ class TrainState:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     average: RunningAverage
+    watch: Watch
+    group: Group
     epoch: int = 0
     batch: int = 0
     totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
@@ -42,48 +45,58 @@ class TrainState:
     best: Best = field(default_factory=Best)
     seconds: float = 0.0
 
-    def save(self, path: Path) -> None:
-        """Write everything, with the state of every random generator, atomically."""
+    def dump(self) -> bytes:
+        """Return everything, with the state of every random generator of every process; all of them must call it."""
+        own = self.group.gather({"totals": self.totals.cpu(), "random": random_state()})
         state = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state(),
+            "watch": self.watch.state(),
             "epoch": self.epoch,
             "batch": self.batch,
-            "totals": self.totals,
             "history": self.history,
             "best": vars(self.best),
             "seconds": self.seconds,
-            "random": random_state(),
+            "processes": own,
         }
-        # Through memory: on a full disk torch's own writer ends in a RuntimeError, ours in one clear line.
         buffer = BytesIO()
         torch.save(state, buffer)
-        write_bytes(path, buffer.getvalue())
+        return buffer.getvalue()
 
-    def load(self, path: Path) -> None:
-        """Restore what `save` wrote; `UserError` when the file is not such a state."""
+    def restore(self, content: bytes) -> None:
+        """Restore what `dump` returned; `Unusable` when it is not such a state."""
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
         except Exception:  # noqa: BLE001 - torch.load raises many kinds for a broken file, with pages of advice
-            raise UserError(f"'{path}' is not a usable checkpoint: it is damaged; delete it to start anew") from None
+            raise Unusable("it is damaged") from None
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average.load_state(state["average"])
+            self.watch.load_state(state["watch"])
             self.epoch, self.batch = state["epoch"], state["batch"]
-            self.totals = state["totals"].to(self.totals.device)
             self.history = state["history"]
             self.best = Best(**state["best"])
             self.seconds = state["seconds"]
-            set_random_state(state["random"])
+            self._restore_own(state["processes"])
         except Exception as error:  # noqa: BLE001 - whatever is missing or of another shape
-            what = " ".join(str(error).split())
-            raise UserError(f"'{path}' is not a usable checkpoint ({what}); delete it to start anew") from None
+            raise Unusable(" ".join(str(error).split()) or type(error).__name__) from None
+
+    def _restore_own(self, processes: list[dict[str, Any]]) -> None:
+        """Restore what each process has for itself; with another number of processes, as far as that goes."""
+        rank, same = self.group.rank, len(processes) == self.group.size
+        totals = torch.stack([each["totals"] for each in processes])
+        mine = totals[rank] if same else totals.sum(0) if rank == 0 else torch.zeros_like(totals[0])
+        self.totals = mine.to(self.totals.device)
+        if rank < len(processes):
+            set_random_state(processes[rank]["random"])
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every generator that training may draw from."""
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed every generator that training may draw from; each process draws other numbers."""
+    if rank > 0:
+        seed = derived_generator("process", seed, rank).initial_seed()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

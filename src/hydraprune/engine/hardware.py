@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import Precision
 from torch import nn
 
+from hydraprune.engine.group import Replicated
 from hydraprune.errors import UserError
 
 
@@ -40,11 +41,16 @@ class Hardware:
         return (self.threads or default_threads()) if self.data_workers is None else self.data_workers
 
     def fabric(self) -> Fabric:
-        """Set the thread count and return Fabric on one device; `UserError` where the accelerator is not there."""
+        """Set the thread count and return Fabric on one device, launched; under torchrun, on one in each process.
+
+        Raises:
+            UserError: the accelerator is not there.
+        """
         torch.set_num_threads(self.threads or default_threads())
         plugin = _MixedBfloat16() if self.precision == "bf16-mixed" else Precision()
         try:
-            fabric = Fabric(accelerator=self.accelerator, devices=1, plugins=plugin)
+            fabric = Fabric(accelerator=self.accelerator, plugins=plugin, **_processes())
+            fabric.launch()
         except Exception as error:  # noqa: BLE001 - Fabric has no common base for its complaints
             raise UserError(f"cannot use accelerator '{self.accelerator}': {error}") from None
         if isinstance(plugin, _MixedBfloat16):
@@ -55,6 +61,24 @@ class Hardware:
         """Bring the model into the memory format."""
         # mypy knows no overload of `to` that takes only a memory format.
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+
+def launched_rank() -> int:
+    """Return this process's place in a run that torchrun started; 0 in any other."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def _processes() -> dict[str, Any]:
+    """Return what Fabric has to know of the processes."""
+    if not launched():
+        return {"devices": 1}
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    return {"devices": local, "num_nodes": world // local, "strategy": Replicated()}
 
 
 class _MixedBfloat16(Precision):

@@ -1,11 +1,9 @@
 """The one training loop. It does not know which stage it runs: stages differ in which parameters learn."""
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,101 +11,174 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hydraprune.console import Progress, Task
+from hydraprune.data import Batch
 from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
+from hydraprune.engine.group import Group, running_statistics
+from hydraprune.engine.health import Watch
+from hydraprune.engine.log import Logging, StageLog
+from hydraprune.engine.memory import memory_advice
+from hydraprune.engine.savings import Checkpointing, Savings, Timer
 from hydraprune.engine.stopping import stop_requested
 from hydraprune.engine.training import Training, Work
-from hydraprune.engine.update import updates
-from hydraprune.errors import HydrapruneError, Interrupted, UserError
+from hydraprune.engine.update import Updater
+from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.objectives import Distilled, Loss, Objective, StageProgress
+from hydraprune.paths import StagePaths
+
+_USUALLY = Checkpointing()
+_LITTLE = Logging()
+_CHECK_EVERY = 100
+"""Steps between two comparisons of the bits of all processes, besides those at savings and ends of epochs."""
 
 
 def train(
     work: Work,
     training: Training,
     fabric: Fabric,
-    checkpoint: Path,
+    paths: StagePaths,
     progress: Progress,
     title: str,
-    checkpoint_every_s: float = 60.0,
+    checkpointing: Checkpointing = _USUALLY,
+    logging: Logging = _LITTLE,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Run a stage to its end, from its checkpoint where there is one.
+    """Run a stage to its end, from its newest checkpoint where there is one.
 
     Killed at any moment and called again with the same arguments it ends in the same bits (CPU, same thread count).
+    Its checkpoints are there until `Savings.remove`: a caller killed while it stores the result goes on from them.
 
     Args:
         work: what to train on what.
         training: for how long and how.
         fabric: device and precision.
-        checkpoint: the file of the unfinished state.
-        progress: where to show a bar.
+        paths: where the unfinished state is kept; the folder must be there.
+        progress: where to show a bar, and a line if a checkpoint is damaged.
         title: of the bar.
-        checkpoint_every_s: seconds between two savings; 0 saves after every update.
+        checkpointing: how often the state is saved.
+        logging: what is written down.
 
     Returns:
         One record for each epoch, and the seconds spent, those before a resume counted in.
 
     Raises:
         Interrupted: a signal came; the state is saved.
-        HydrapruneError: the loss is NaN or infinite.
-        UserError: distillation without a teacher, or a checkpoint that cannot be used.
+        HydrapruneError: a loss, a gradient or a parameter is NaN or infinite; the step is named.
+        UserError: distillation without a teacher, no checkpoint that can be used, or memory ran out.
     """
-    with _only_learning(work.model, work.parameters):
-        return _train(work, training, fabric, checkpoint, progress, title, checkpoint_every_s)
+    advice = "a smaller batch_size needs less, and so does a larger accumulate, which keeps the update as it is"
+    with _only_learning(work.model, work.parameters), memory_advice(title, advice):
+        return _train(work, training, fabric, paths, progress, title, checkpointing, logging)
 
 
 def _train(
     work: Work,
     training: Training,
     fabric: Fabric,
-    checkpoint: Path,
+    paths: StagePaths,
     progress: Progress,
     title: str,
-    checkpoint_every_s: float,
+    checkpointing: Checkpointing,
+    logging: Logging,
 ) -> tuple[list[dict[str, Any]], float]:
-    seed_everything(work.seed)
+    group = Group(fabric)
+    seed_everything(work.seed, group.rank)
     model = fabric.setup_module(work.model)
     work = replace(work, objective=_with_teacher(work, training, fabric))
     raw_optimiser = training.optimiser.build(work.parameters)
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
-    state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters))
+    watch = Watch(training.on_nan, work.model, work.parameters, fabric.device, title, progress.say, group)
+    group.spread(list(work.model.state_dict().values()))
+    state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters), watch, group)
     state.totals = state.totals.to(fabric.device)
-    if checkpoint.exists():
-        state.load(checkpoint)
+    updater = Updater(work, training, model, optimiser, fabric, watch, group)
+    savings = Savings(paths.checkpoint, paths.checkpoint_before, progress.say)
     per_epoch = len(work.batches)
     steps = training.epochs * per_epoch
-    began = saved = time.monotonic()
-    before = state.seconds
+    log = StageLog(paths, logging, steps) if group.leads else None
+    keeper = _Keeper(work, state, savings, checkpointing, title, log)
+    if log is not None:
+        log.resume(state.epoch, state.epoch * per_epoch + state.batch)
     with progress.task(title, steps, state.epoch * per_epoch + state.batch) as bar:
         while state.epoch < training.epochs:
             model.train()
             for batch in work.batches.epoch(state.epoch, state.batch):
                 position = StageProgress(state.epoch * per_epoch + state.batch, steps, per_epoch)
                 rate = training.optimiser.lr * training.schedule.factor(position.fraction)
-                for group in raw_optimiser.param_groups:
-                    group["lr"] = rate
-                gamma = training.awp.gamma if training.awp.acts(position) else 0.0
-                for loss in updates(work, model, optimiser, batch, position, gamma, fabric):
-                    state.average.after_update()
-                    state.totals += _summed(loss, len(batch))
+                for settings in raw_optimiser.param_groups:
+                    settings["lr"] = rate
+                latest = None
+                with _blame(watch, per_epoch):
+                    for loss in updater.updates(batch, position):
+                        state.average.after_update()
+                        state.totals += _summed(loss, batch, group.size)
+                        latest = loss.total
                 state.batch += 1
                 bar.advance()
-                now = time.monotonic()
-                state.seconds = before + now - began
-                if stop_requested():
-                    state.save(checkpoint)
-                    raise Interrupted(f"{title}: stopped by a signal, state saved; run the same command to go on")
-                if now - saved >= checkpoint_every_s:
-                    state.save(checkpoint)
-                    saved = now
-            _end_epoch(work, training, model, state, bar)
+                if log is not None and latest is not None:
+                    log.step(position.step + 1, state.epoch, rate, keeper.seconds(), latest)
+                keeper.after_step(per_epoch)
+            _end_epoch(work, training, model, state, bar, log)
+    if log is not None:
+        log.close()
     if training.select == "best" and state.best.state:
         work.model.load_state_dict(state.best.state)
     else:
-        _install(work, model, state.average, 1.0)
+        _install(work, model, state.average, 1.0, state.group)
     if work.masks is not None and training.epochs == 0:
         work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
-    return state.history, before + time.monotonic() - began
+    return state.history, keeper.seconds()
+
+
+@contextlib.contextmanager
+def _blame(watch: Watch, per_epoch: int) -> Iterator[None]:
+    """Name the step that made NaN of scores, whose masks then cannot be computed."""
+    try:
+        yield
+    except HydrapruneError:
+        watch.check(per_epoch)
+        raise
+
+
+class _Keeper:
+    """Brings the state back at the start, and to disk when it is time or a signal asks for it."""
+
+    def __init__(
+        self,
+        work: Work,
+        state: TrainState,
+        savings: Savings,
+        checkpointing: Checkpointing,
+        title: str,
+        log: StageLog | None,
+    ) -> None:
+        self._work, self._state, self._savings, self._title, self._log = work, state, savings, title, log
+        self._steps = 0
+        savings.load(state.restore)
+        self._timer = Timer(checkpointing)
+        self._before, self._began = state.seconds, time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds spent so far, those before a resume counted in."""
+        return self._before + time.monotonic() - self._began
+
+    def after_step(self, per_epoch: int) -> None:
+        """Save if it is time; raise `Interrupted`, the state saved, if a signal came. A lost state is never saved."""
+        self._state.seconds = self.seconds()
+        group = self._state.group
+        due, stopped = group.any(self._timer.due(), stop_requested())
+        self._steps += 1
+        if due or stopped or self._steps % _CHECK_EVERY == 0:
+            _check_processes(self._work, self._state)
+        if not (due or stopped):
+            return
+        self._state.watch.check(per_epoch)
+        if self._log is not None:
+            self._log.flush()
+        content = self._state.dump()
+        group.leader(lambda: self._savings.save(content))
+        self._timer.saved()
+        if stopped:
+            raise group.interrupted(f"{self._title}: stopped by a signal, state saved; run the same command to go on")
 
 
 def _with_teacher(work: Work, training: Training, fabric: Fabric) -> Objective:
@@ -121,59 +192,76 @@ def _with_teacher(work: Work, training: Training, fabric: Fabric) -> Objective:
     return Distilled(work.objective, teacher, asked.weight, asked.temperature)
 
 
-def _summed(loss: Loss, images: int) -> Tensor:
-    """Return the batch's sum of losses, its right answers and its images."""
-    return torch.stack([loss.total.detach() * images, loss.correct, loss.correct.new_tensor(images)])
+def _summed(loss: Loss, batch: Batch, size: int) -> Tensor:
+    """Return this process's part of the batch's sum of losses, its right answers and its images."""
+    # The loss has the weight of the part in it: its mean over the processes is that of the whole batch.
+    images = loss.correct.new_tensor(len(batch))
+    return torch.stack([loss.total.detach() * ((batch.whole or len(batch)) / size), loss.correct, images])
 
 
-def _end_epoch(work: Work, training: Training, model: nn.Module, state: TrainState, bar: Task) -> None:
+def _check_processes(work: Work, state: TrainState) -> None:
+    """Make sure that masks, and all else that learns, are the same bits in every process of the run."""
+    if state.group.size == 1:
+        return
+    if work.masks is not None:
+        state.group.check_same(work.masks.as_dict(), "the mask of layer")
+    state.group.check_same(work.model.state_dict(), "the tensor")
+
+
+def _end_epoch(
+    work: Work, training: Training, model: nn.Module, state: TrainState, bar: Task, log: StageLog | None
+) -> None:
     """Write the epoch's record, validate, keep the best state, and move to the next epoch."""
-    loss, correct, seen = state.totals.tolist()
-    if not math.isfinite(loss):
-        raise HydrapruneError(f"the loss is {loss} in epoch {state.epoch}; a lower learning rate may help")
+    state.watch.check(len(work.batches))
+    _check_processes(work, state)
+    loss, correct, seen = torch.stack(state.group.gather(state.totals.cpu())).sum(0).tolist()
     record: dict[str, Any] = {
         "epoch": state.epoch,
         "step": (state.epoch + 1) * len(work.batches),
         "lr": state.optimiser.param_groups[0]["lr"],
-        "loss": loss / seen,
-        "train_accuracy": correct / seen,
+        "loss": loss / seen if seen else None,
+        "train_accuracy": correct / seen if seen else None,
         "seconds": state.seconds,
         "validation_benign": None,
         "validation_robust": None,
     }
+    if training.on_nan == "skip":
+        record["skipped_updates"] = state.watch.skipped
     done = (state.epoch + 1) / training.epochs
     state.average.after_epoch(done)
     if work.validate is not None:
-        with _averaged(work, model, state.average, done):
+        with _averaged(work, model, state.average, done, state.group):
             record |= work.validate(work.model)
             value = record["validation_robust"]
             if training.select == "best" and value >= state.best.value:
                 state.best.epoch, state.best.value = state.epoch, value
                 state.best.state = _copy(work.model.state_dict())
     state.history.append(record)
+    if log is not None:
+        log.epoch(record)
     state.epoch, state.batch = state.epoch + 1, 0
     state.totals.zero_()
-    shown = [f"loss {record['loss']:.3f}"]
+    shown = [f"loss {record['loss']:.3f}"] if seen else ["no update"]
     if record["validation_robust"] is not None:
         shown.append(f"val {record['validation_benign']:.1%} / {record['validation_robust']:.1%}")
     bar.note("  ".join(shown))
 
 
 @contextlib.contextmanager
-def _averaged(work: Work, model: nn.Module, average: RunningAverage, done: float) -> Iterator[None]:
+def _averaged(work: Work, model: nn.Module, average: RunningAverage, done: float, group: Group) -> Iterator[None]:
     """Put the averaged network in the place of the one that learns, where there is an average, and back again."""
     if not average.count:
         yield
         return
     before = _copy(work.model.state_dict())
-    _install(work, model, average, done)
+    _install(work, model, average, done, group)
     try:
         yield
     finally:
         work.model.load_state_dict(before)
 
 
-def _install(work: Work, model: nn.Module, average: RunningAverage, done: float) -> None:
+def _install(work: Work, model: nn.Module, average: RunningAverage, done: float, group: Group) -> None:
     """Turn the model into the averaged one: parameters, the masks of averaged scores, BatchNorm's statistics.
 
     Masks are those of the part of the stage that is `done`.
@@ -185,6 +273,7 @@ def _install(work: Work, model: nn.Module, average: RunningAverage, done: float)
         work.masks.update(done)
     # Always the same batches, so that the network that is stored has the very bits that were validated.
     recalibrate(model, work.batches.epoch(0))
+    group.average(running_statistics(work.model))
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Tensor]:

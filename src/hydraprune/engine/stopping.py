@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from hydraprune.engine.hardware import launched_rank
 from hydraprune.errors import Interrupted
 
 _requested = False
@@ -24,7 +25,9 @@ def request_stop() -> None:
 def check_stop() -> None:
     """Raise `Interrupted` if a stop was asked for; for work that has no state of its own to save."""
     if _requested:
-        raise Interrupted("stopped by a signal; run the same command again to go on")
+        error = Interrupted("stopped by a signal; run the same command again to go on")
+        error.quiet = launched_rank() > 0
+        raise error
 
 
 @contextlib.contextmanager

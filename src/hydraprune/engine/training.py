@@ -8,6 +8,7 @@ from torch import nn
 
 from hydraprune.data import Batches
 from hydraprune.engine.averaging import Average
+from hydraprune.engine.health import OnNan
 from hydraprune.engine.optimisers import SGD, Optimiser
 from hydraprune.engine.perturbation import AWP
 from hydraprune.engine.schedules import Cosine, Schedule
@@ -49,6 +50,10 @@ class Training:
         awp: adversarial weight perturbation; off by default.
         average: averaged weights as the stage's result; off by default.
         distillation: from the dense robust network, in prune.search and finetune; off by default.
+        accumulate: parts that a batch is computed in, one after another, for less memory; the update is the same but
+            for BatchNorm, whose statistics are those of a part.
+        on_nan: what happens where a loss or gradient is NaN or infinite: "stop" ends the run, "skip" leaves the
+            update out, up to ten in a row.
     """
 
     epochs: int = 20
@@ -59,6 +64,8 @@ class Training:
     awp: AWP = AWP()
     average: Average = Average()
     distillation: Distillation = Distillation()
+    accumulate: int = 1
+    on_nan: OnNan = "stop"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from hydraprune.evaluation.protocol import (
     protocol_from_name,
 )
 from hydraprune.evaluation.sanity import Sanity, sanity_warnings
+from hydraprune.evaluation.share import Share
 from hydraprune.evaluation.state import State
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "NormName",
     "Protocol",
     "Sanity",
+    "Share",
     "Square",
     "State",
     "certification_identity",

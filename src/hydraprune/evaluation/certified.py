@@ -8,6 +8,7 @@ sums are taken. docs/soundness.md states and proves it.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,9 +23,10 @@ from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Batch, Batches, LabelledImages, Split
 from hydraprune.errors import HydrapruneError, Interrupted, UserError
 from hydraprune.evaluation.certified_tally import Done
-from hydraprune.evaluation.empirical import evaluate
+from hydraprune.evaluation.empirical import ALONE, evaluate
 from hydraprune.evaluation.outcome import Adversarial
 from hydraprune.evaluation.protocol import AttackProtocol, NormName
+from hydraprune.evaluation.share import Share, in_order
 from hydraprune.evaluation.state import State, identity_of
 from hydraprune.modes import eval_mode
 
@@ -165,6 +167,7 @@ def certify(
     progress: Progress | None = None,
     title: str = "certify",
     check: Callable[[], None] = lambda: None,
+    share: Share = ALONE,
 ) -> Certified:
     """Prove robustness of every image of `split` that the model classifies rightly, or find an adversarial example.
 
@@ -184,6 +187,7 @@ def certify(
         progress: where to show a bar.
         title: of the bar.
         check: called before each batch, method and restart; may raise to stop.
+        share: which batches are this process's, where several certify together; all return the same.
 
     Raises:
         UserError: no image, an unknown method, an attack in another ball, an operation without a bound, logits that
@@ -198,9 +202,10 @@ def certify(
     batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
     done = (None if state is None else state.load(Done.of)) or Done()
     began = time.monotonic() - done.seconds
-    with eval_mode(model), (progress or SilentProgress()).task(title, len(batches), done.batches) as bar:
+    with eval_mode(model), (progress or SilentProgress()).task(title, share.count(len(batches)), done.batches) as bar:
         try:
-            for number, batch in enumerate(batches.epoch(0, done.batches), start=done.batches):
+            start = share.first(done.batches)
+            for number, batch in zip(count(start, share.size), batches.epoch(0, start, share.size), strict=False):
                 check()
                 found = prover.prove(batch, number)
                 if attack is not None:
@@ -214,6 +219,7 @@ def certify(
             if state is not None and done.batches:
                 state.save(done.saved())
             raise
+    done = _together(done, share, len(split), batch_size)
     return Certified(
         **done.columns,
         methods=methods,
@@ -251,6 +257,22 @@ def certification_identity(
         "seed": seed,
     }
     return identity_of(model, split, settings)
+
+
+def _together(done: Done, share: Share, images: int, batch_size: int) -> Done:
+    """Return what all processes found, as if one had seen all images in their order."""
+    if share.size == 1:
+        return done
+    parts: list[Done] = [part for part in share.gather(done) if part.columns]
+    places = share.places(images, batch_size)
+    order = torch.cat(places)
+    attacked = VERDICTS.index("attacked")
+    of = torch.cat([mine[part.columns["verdicts"] == attacked] for part, mine in zip(parts, places, strict=False)])
+    held = [part.examples for part in parts if part.examples]
+    return Done(
+        columns={key: in_order((part.columns[key] for part in parts), order) for key in parts[0].columns},
+        examples={key: in_order((each[key] for each in held), of) for key in (held[0] if held else {})},
+    )
 
 
 def _methods(method: str) -> tuple[Method, ...]:

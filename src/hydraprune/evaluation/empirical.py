@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from hydraprune.console import Progress, SilentProgress, Task
 from hydraprune.data import Batch, Batches, LabelledImages
 from hydraprune.data.seeds import derived_generator
 from hydraprune.errors import Interrupted, UserError
-from hydraprune.evaluation.outcome import Empirical
+from hydraprune.evaluation.outcome import Adversarial, Empirical
 from hydraprune.evaluation.protocol import AttackProtocol
 from hydraprune.evaluation.sanity import Sanity, sanity_warnings
+from hydraprune.evaluation.share import Share, in_order
 from hydraprune.evaluation.state import State, identity_of
 from hydraprune.evaluation.tally import BatchTally, Tally
 from hydraprune.modes import eval_mode
+
+ALONE = Share()
 
 
 def evaluate(
@@ -34,6 +38,7 @@ def evaluate(
     progress: Progress | None = None,
     title: str = "evaluate",
     check: Callable[[], None] = lambda: None,
+    share: Share = ALONE,
 ) -> Empirical:
     """Attack every image of `split` that the model classifies rightly.
 
@@ -55,6 +60,7 @@ def evaluate(
         progress: where to show a bar, with the bound on robust accuracy so far.
         title: of the bar.
         check: called before each batch, round and forward pass of an attack; may raise to stop.
+        share: which batches are this process's, where several evaluate together; all return the same.
 
     Raises:
         UserError: the split is empty, or the model's logits or gradients are NaN or infinite, for an image or under
@@ -67,13 +73,13 @@ def evaluate(
     batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
     tally = (None if state is None else state.load(Tally.of)) or Tally()
     with eval_mode(model):
-        bar = (progress or SilentProgress()).task(title, len(batches), tally.batches)
+        bar = (progress or SilentProgress()).task(title, share.count(len(batches)), tally.batches)
         try:
             with bar as shown:
-                for _ in _rounds(model, batches, protocol, tally, keep, check, shown):
+                for _ in _rounds(model, batches, protocol, tally, keep, check, shown, share):
                     if state is not None and state.due():
                         state.save(tally.saved())
-            result = _result(tally)
+            result = _result(_together(tally, share, len(split), batch_size, keep))
             found = sanity_warnings(
                 model, split, protocol, result, sanity, seed=seed, device=device, workers=workers, check=check
             )
@@ -107,10 +113,12 @@ def _rounds(
     keep: int | None,
     check: Callable[[], None],
     bar: Task,
+    share: Share,
 ) -> Iterator[None]:
     """Work `tally` up to the end; yield whenever it may be saved: after each round and each batch."""
     eps = protocol.threat[1]
-    for number, batch in enumerate(batches.epoch(0, tally.batches), tally.batches):
+    start = share.first(tally.batches)
+    for number, batch in zip(count(start, share.size), batches.epoch(0, start, share.size), strict=False):
         check()
         now = _opened(model, batch, number) if tally.under_way is None else _moved(tally.under_way, batch)
         tally.under_way = now
@@ -179,6 +187,28 @@ def _predict(model: nn.Module, images: Tensor, where: str) -> Tensor:
 def _bound(tally: Tally, now: BatchTally | None = None) -> str:
     robust = tally.robust if now is None else torch.cat([tally.robust, now.standing.cpu()])
     return f"robust ≤ {float(robust.double().mean()):.1%}"
+
+
+def _together(tally: Tally, share: Share, images: int, batch_size: int, keep: int | None) -> Tally:
+    """Return what all processes found, as if one had seen all images in their order."""
+    if share.size == 1:
+        return tally
+    parts: list[Tally] = share.gather(tally)
+    places = share.places(images, batch_size)
+    order = torch.cat(places)
+    # An example belongs to an image that was right and fell; each process holds its first ones.
+    fallen = [mine[part.benign & ~part.robust] for part, mine in zip(parts, places, strict=True)]
+    held = [vars(part.examples) for part in parts if part.examples is not None]
+    of = torch.cat(
+        [mine[: len(part.examples.labels)] for part, mine in zip(parts, fallen, strict=True) if part.examples]
+    )
+    examples = Adversarial(**{key: in_order((each[key] for each in held), of)[:keep] for key in held[0]})
+    return Tally(
+        benign=in_order((part.benign for part in parts), order),
+        robust=in_order((part.robust for part in parts), order),
+        examples=examples,
+        refused=sum(part.refused for part in parts),
+    )
 
 
 def _result(tally: Tally) -> Empirical:

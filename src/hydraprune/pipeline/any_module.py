@@ -9,12 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from hydraprune import io
 from hydraprune import sparsity as masking
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Batches, Dataset, LabelledImages, Split
 from hydraprune.engine import Hardware, Training, Work, train
 from hydraprune.errors import UserError
 from hydraprune.objectives import OBJECTIVES, Objective
+from hydraprune.paths import StagePaths
 from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.recipe import Pruning, Recipe
 from hydraprune.registry import Registry
@@ -140,7 +142,8 @@ def prune(
         ):
             teacher = fabric.to_device(hardware.place(masking.bake(model))) if training.distillation.on else None
             work = Work(pruned, parameters, recipe.objective, batches(training), masks, None, seed, teacher)
-            train(work, training, fabric, Path(folder) / title, progress or SilentProgress(), title)
+            paths = StagePaths(io.make_folder(Path(folder) / title))
+            train(work, training, fabric, paths, progress or SilentProgress(), title)
             masks.fix()
             masks.let_regrow(spec.regrowth)
             if spec.pattern.whole_outputs:

@@ -12,6 +12,8 @@ from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.recipe_file import as_dict
 from hydraprune.sparsity import OneShot, Weights
 
+_DEFAULT = Training()
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -101,6 +103,9 @@ def _described_training(training: Training) -> dict[str, Any]:
     described: dict[str, Any] = as_dict(training)
     for name in ("awp", "average", "distillation"):
         if not getattr(training, name).on:
+            del described[name]
+    for name in ("accumulate", "on_nan"):
+        if described[name] == getattr(_DEFAULT, name):
             del described[name]
     return described
 

@@ -15,6 +15,7 @@ from hydraprune import data as datasets
 from hydraprune import export, io, models
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import IMAGE_FOLDERS, Dataset, LabelledImages, Split
+from hydraprune.engine import Group
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths
 from hydraprune.pipeline.recipe import Recipe
@@ -38,8 +39,8 @@ class Project:
         architecture: what an artefact says of the network.
         source: what of data and network determines a stage, for its hash.
         fabric: the device.
+        group: the processes of the run; the first writes files.
         progress: the screen.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
     """
 
     recipe: Recipe
@@ -52,8 +53,8 @@ class Project:
     architecture: export.Architecture
     source: dict[str, Any]
     fabric: Fabric
+    group: Group
     progress: Progress = field(default_factory=SilentProgress)
-    checkpoint_every_s: float = 60.0
 
     @property
     def test(self) -> LabelledImages:
@@ -69,7 +70,6 @@ def open_project(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> Project:
     """Read the data, find the network and prepare the folder.
 
@@ -79,12 +79,13 @@ def open_project(
         model: the user's own module in place of `recipe.model`; it is copied, never changed.
         dataset: the user's own data in place of `recipe.data.name`.
         progress: the screen.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
 
     Raises:
         UserError: the data is missing, the network unknown, the folder not writable, the device not there.
     """
+    paths = RunPaths(out)
     fabric = recipe.hardware.fabric()
+    group = Group(fabric)
     spec = recipe.data
     source: dict[str, Any] = {"format": STAGE_FORMAT, "data": as_dict(spec), "model": as_dict(recipe.model)}
     del source["data"]["root"]
@@ -111,9 +112,10 @@ def open_project(
         source["model"]["weights"] = io.file_hash(recipe.model.weights)
     if model is not None:
         source["model"]["fingerprint"] = _fingerprint(model)
+    group.leader(lambda: _prepare(paths))
     return Project(
         recipe,
-        RunPaths(io.make_folder(out)),
+        paths,
         dataset,
         train,
         validation,
@@ -122,9 +124,15 @@ def open_project(
         export.Architecture(name, dataset.num_classes, dataset.in_shape),
         source,
         fabric,
+        group,
         progress or SilentProgress(),
-        checkpoint_every_s,
     )
+
+
+def _prepare(paths: RunPaths) -> None:
+    io.make_folder(paths.folder)
+    for folder in (paths.folder, paths.artefacts):
+        io.sweep(folder)
 
 
 @lru_cache(maxsize=2)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
-from hydraprune.engine import SGD, Hardware, Training
+from hydraprune.engine import SGD, Checkpointing, Hardware, Logging, Training
 from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
@@ -208,6 +208,8 @@ class Recipe:
         evaluation: how robustness is measured.
         compare: the grid of `hydraprune compare`.
         hardware: device, precision, memory format, threads.
+        checkpoint: how often the state of an unfinished stage is saved.
+        log: what a stage writes down while it trains.
     """
 
     name: str = "digits"
@@ -222,6 +224,8 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
     compare: Comparison = Comparison()
     hardware: Hardware = Hardware()
+    checkpoint: Checkpointing = Checkpointing()
+    log: Logging = Logging()
 
     @property
     def finetune_epochs(self) -> int:
@@ -273,6 +277,9 @@ class Recipe:
             ("hardware.threads", self.hardware.threads, 0),
             ("prune.probe_batches", self.prune.probe_batches, 1),
             ("seed", self.seed, 0),
+            ("log.every_steps", 1 if self.log.every_steps is None else self.log.every_steps, 1),
+            ("checkpoint.every_s", self.checkpoint.every_s or 0, 0),
+            ("checkpoint.every_steps", 1 if self.checkpoint.every_steps is None else self.checkpoint.every_steps, 1),
             ("evaluation.n", 1 if self.evaluation.n is None else self.evaluation.n, 1),
             ("evaluation.validation_n", self.evaluation.validation_n or 1, 1),
         ):
@@ -340,6 +347,8 @@ def _training_complaints(key: str, training: Training, validation_fraction: floa
         yield f"{key}.epochs must be at least 0, got {training.epochs}"
     if training.batch_size < 1:
         yield f"{key}.batch_size must be at least 1, got {training.batch_size}"
+    if not 1 <= training.accumulate <= max(1, training.batch_size):
+        yield f"{key}.accumulate must be at least 1 and at most the batch size, got {training.accumulate}"
     if not training.optimiser.lr > 0:
         yield f"{key}.optimiser.lr must be above 0, got {training.optimiser.lr}"
     if training.select == "best" and not validation_fraction > 0:

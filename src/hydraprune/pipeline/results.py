@@ -1,11 +1,13 @@
 """Rows of `results.json`: one for each network evaluated, every number with what it was measured under."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hydraprune import export, io, sparsity
+from hydraprune.engine import Checkpointing, Logging
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import descriptions, stage_folder, stages
 from hydraprune.pipeline.labels import axes_of, file_name
@@ -136,8 +138,13 @@ def _row(
         row["certified_accuracy"] = certified["certified_accuracy"]
         row["certification"] = {key: value for key, value in certified.items() if key != "provenance"}
     artefact = project.paths.artefacts / artefact_name(row)
-    io.make_folder(artefact.parent)
-    row["size_bytes"] = export.save_compact(artefact, model, masks, project.architecture, _description(project, row))
+    described = _description(project, row)
+
+    def store() -> int:
+        io.make_folder(artefact.parent)
+        return export.save_compact(artefact, model, masks, project.architecture, described)
+
+    row["size_bytes"] = project.group.leader(store)
     row["artefact"] = str(artefact.relative_to(project.paths.folder))
     return row
 
@@ -157,13 +164,14 @@ def artefact_name(row: dict[str, Any]) -> str:
 def _description(project: Project, row: dict[str, Any]) -> dict[str, Any]:
     """Return what the artefact says of itself, short: a compact file should not be mostly prose."""
     recipe = project.recipe
+    made_by = replace(recipe, checkpoint=Checkpointing(), log=Logging())  # which are no part of a network
     network = stages.network_description(project)
     del network["architecture"]
     measured = ("benign_accuracy", "robust_accuracy", "certified_accuracy", "n", "attack", "norm", "eps", "eps_text")
     return {
         "name": recipe.name,
         **network,
-        "recipe": _differences(as_dict(recipe), as_dict(Recipe())),
+        "recipe": _differences(as_dict(made_by), as_dict(Recipe())),
         "measured": {key: row[key] for key in measured if key in row},
         "pruned": {key: row[key] for key in ("criterion", "allocation", "sparsity", "seed")},
     }

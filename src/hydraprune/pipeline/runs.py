@@ -17,7 +17,7 @@ from torch import nn
 from hydraprune import export, io
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Dataset
-from hydraprune.engine import available_cores, default_threads
+from hydraprune.engine import available_cores, default_threads, launched, launched_rank
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import results, stages
@@ -57,7 +57,6 @@ def run(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> RunResult:
     """Pre-train, prune, fine-tune, evaluate and store one network; stages that are finished are not run again.
 
@@ -67,7 +66,6 @@ def run(
         model: your own module in place of `recipe.model`, with the weights to start from; it is not changed.
         dataset: your own data in place of `recipe.data.name`.
         progress: where to show bars.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
 
     Raises:
         UserError: a mistake in what was given; the message says which and what would work.
@@ -75,13 +73,12 @@ def run(
     """
     recipe = _checked(recipe or Recipe())
     began = time.monotonic()
-    project = open_project(
-        recipe, Path(out), model=model, dataset=dataset, progress=progress, checkpoint_every_s=checkpoint_every_s
-    )
+    project = open_project(recipe, Path(out), model=model, dataset=dataset, progress=progress)
     origin = provenance(recipe.hardware, torch.get_num_threads()) | {"jobs": 1}
     dense = results.dense_row(project)
     row = results.with_preserved(results.pruned_row(project), dense)
-    return _finish(project.paths, recipe, [dense, row], origin | {"seconds": time.monotonic() - began})
+    origin |= {"seconds": time.monotonic() - began, "processes": project.group.size}
+    return project.group.leader(lambda: _finish(project.paths, recipe, [dense, row], origin))
 
 
 def make_stage(
@@ -90,10 +87,9 @@ def make_stage(
     stage: StageName,
     *,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> StagePaths:
     """Make one stage and those before it, unless they are finished; return its folder. Raises as `run` does."""
-    project = open_project(_checked(recipe), Path(out), progress=progress, checkpoint_every_s=checkpoint_every_s)
+    project = open_project(_checked(recipe), Path(out), progress=progress)
     return {"pretrain": stages.pretrain, "prune": stages.prune, "finetune": stages.finetune}[stage](project)
 
 
@@ -105,7 +101,6 @@ def compare(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
-    checkpoint_every_s: float = 60.0,
 ) -> RunResult:
     """Make and evaluate every network of the recipe's `compare` grid, and write one table of them all.
 
@@ -117,7 +112,6 @@ def compare(
         model: your own module in place of `recipe.model`.
         dataset: your own data in place of `recipe.data.name`.
         progress: where to show bars.
-        checkpoint_every_s: seconds between two savings of an unfinished stage.
 
     Raises:
         UserError: a mistake in what was given.
@@ -128,7 +122,8 @@ def compare(
     began = time.monotonic()
     cells = list(_cells(recipe))
     own = model is not None or dataset is not None
-    count = 1 if own else _jobs(jobs, recipe, len(cells))
+    alone = own or launched()
+    count = 1 if alone else _jobs(jobs, recipe, len(cells))
     threads = recipe.hardware.threads or max(1, default_threads() // count)
     recipe = replace(recipe, hardware=replace(recipe.hardware, threads=threads))
     paths = RunPaths(io.make_folder(Path(out)))
@@ -137,7 +132,7 @@ def compare(
 
     def call(function: Any, cell: Recipe) -> Call[Any]:
         placed = replace(cell, hardware=recipe.hardware)
-        return function, (placed, paths.folder, model, dataset, checkpoint_every_s)
+        return function, (placed, paths.folder, model, dataset)
 
     if count > 1:
         warm_up()
@@ -151,7 +146,9 @@ def compare(
             advance()
             origin["seconds"] = time.monotonic() - began
             rows = _ordered(found)
-            results.write_results(paths, recipe, rows, origin, _command(), complete=len(found) == len(calls))
+            if launched_rank() == 0:
+                complete = len(found) == len(calls)
+                results.write_results(paths, recipe, rows, origin, _command(), complete=complete)
     return _finish(paths, recipe, _ordered(found), origin)
 
 
@@ -217,7 +214,8 @@ def _overall(progress: Progress, total: int) -> Iterator[Any]:
 
 
 def _finish(paths: RunPaths, recipe: Recipe, rows: list[dict[str, Any]], origin: dict[str, Any]) -> RunResult:
-    results.write_results(paths, recipe, rows, origin, _command(), complete=True)
+    if launched_rank() == 0:
+        results.write_results(paths, recipe, rows, origin, _command(), complete=True)
     smallest = min((row for row in rows if row["criterion"]), key=lambda row: (row["size_bytes"], row["artefact"]))
     return RunResult(paths, rows, paths.folder / smallest["artefact"])
 
@@ -227,10 +225,8 @@ def _command() -> str:
     return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119 - argv is text, not a path
 
 
-def _open(
-    recipe: Recipe, out: Path, model: nn.Module | None, dataset: Dataset | None, every_s: float, progress: Progress
-) -> Project:
-    return open_project(recipe, out, model=model, dataset=dataset, progress=progress, checkpoint_every_s=every_s)
+def _open(recipe: Recipe, out: Path, model: nn.Module | None, dataset: Dataset | None, progress: Progress) -> Project:
+    return open_project(recipe, out, model=model, dataset=dataset, progress=progress)
 
 
 def _pretrain(*arguments: Any) -> None:

@@ -18,21 +18,48 @@ from hydraprune.pipeline.provenance import provenance
 
 
 def make(project: Project, stage: Stage, work: Callable[[StagePaths], dict[str, Any]]) -> StagePaths:
-    """Return the stage's folder, finished: at once when it is, else after doing the work."""
+    """Return the stage's folder, finished: at once when it is, else after doing the work.
+
+    Where the run has several processes all of them work, and the first keeps the folder: it alone locks and writes.
+    """
     paths = project.paths.stage(stage.kind, stage.key)
-    if paths.outcome.exists():
-        return paths
-    io.make_folder(paths.folder)
-    with _locked(paths, project):
+    group = project.group
+
+    def finished() -> bool:
+        """Lock the folder; return whether somebody has made the stage, else begin it."""
+        if paths.outcome.exists() and not _litter(paths):
+            return True
+        io.make_folder(paths.folder)
+        held.enter_context(_locked(paths, project))
+        io.sweep(paths.folder, everything=True)
         if paths.outcome.exists():
-            return paths
+            _tidy(paths)
+            return True
         check_stop()
         io.write_json(paths.description, {"kind": stage.kind, **stage.description})
+        return False
+
+    def finish(outcome: dict[str, Any]) -> None:
         # With the stage, not only with the run: a later run may find it finished by other code on another machine.
-        origin = provenance(project.recipe.hardware, torch.get_num_threads())
-        io.write_json(paths.outcome, work(paths) | {"provenance": origin})
-        paths.checkpoint.unlink(missing_ok=True)
+        origin = provenance(project.recipe.hardware, torch.get_num_threads()) | {"processes": group.size}
+        io.write_json(paths.outcome, outcome | {"provenance": origin})
+        _tidy(paths)
+
+    with contextlib.ExitStack() as held:
+        if not group.leader(finished):
+            outcome = work(paths)
+            group.leader(lambda: finish(outcome))
     return paths
+
+
+def _litter(paths: StagePaths) -> bool:
+    """Whether a process was killed between finishing the stage and deleting its checkpoints."""
+    return any(paths.checkpoints())
+
+
+def _tidy(paths: StagePaths) -> None:
+    for path in paths.checkpoints():
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from hydraprune import data as datasets
 from hydraprune import evaluation, io, models, sparsity
 from hydraprune.attacks import PGD
 from hydraprune.data import Batches
-from hydraprune.engine import Training, Work, check_stop, train
+from hydraprune.engine import Training, Work, check_stop, memory_advice, train
 from hydraprune.evaluation import Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
@@ -38,6 +39,8 @@ from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.stage_folder import make
 from hydraprune.sparsity import MaskSet
+
+_SMALLER_EVALUATION = "a smaller evaluation.batch_size needs less"
 
 
 def pretrain(project: Project) -> StagePaths:
@@ -81,7 +84,7 @@ def prune(project: Project) -> StagePaths:
         outcome = _train(
             project, paths, model, learning or masks.scores(), masks, recipe.prune_training, title, finish=finish
         )
-        _write_histogram(paths, model, masks)
+        project.group.leader(lambda: _write_histogram(paths, model, masks))
         return {**outcome, "layers": masks.summary().as_rows()}
 
     return make(project, prune_stage(project), work)
@@ -129,14 +132,19 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             keep=keep,
             # On a small network the attacks of the full checks would take longer than the attack that counts.
             sanity="model",
-            state=evaluation.State(paths.checkpoint, belongs_to, project.checkpoint_every_s),
+            state=evaluation.State(_own_state(project, paths), belongs_to, recipe.checkpoint.seconds),
             progress=project.progress,
             title=f"evaluate {title}",
             check=check_stop,
+            share=_share(project),
         )
-        _write_examples(paths, result.examples, project.dataset.class_names)
-        verdicts = {"benign": result.benign.to(torch.uint8), "robust": result.robust.to(torch.uint8)}
-        io.write_bytes(paths.verdicts, save(verdicts))
+
+        def store() -> None:
+            _write_examples(paths, result.examples, project.dataset.class_names)
+            verdicts = {"benign": result.benign.to(torch.uint8), "robust": result.robust.to(torch.uint8)}
+            io.write_bytes(paths.verdicts, save(verdicts))
+
+        project.group.leader(store)
         benign_interval, robust_interval = result.intervals(len(project.dataset.test))
         return {
             "benign_accuracy": result.benign_accuracy,
@@ -150,7 +158,8 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             "seconds": time.monotonic() - began,
         }
 
-    return make(project, evaluate_stage(project, network), work)
+    with memory_advice(f"evaluate {title}", _SMALLER_EVALUATION):
+        return make(project, evaluate_stage(project, network), work)
 
 
 def certify(project: Project, network: Stage, title: str) -> StagePaths:
@@ -176,16 +185,27 @@ def certify(project: Project, network: Stage, title: str) -> StagePaths:
                 **what,
                 device=project.fabric.device,
                 workers=recipe.hardware.workers,
-                state=evaluation.State(paths.checkpoint, belongs_to, project.checkpoint_every_s),
+                state=evaluation.State(_own_state(project, paths), belongs_to, recipe.checkpoint.seconds),
                 progress=project.progress,
                 title=f"certify {title}",
                 check=check_stop,
+                share=_share(project),
             )
             found = result.summary()
             outcome |= {key: found[key] for key in ("certified", "undecided", "dtype", "seconds")}
         return outcome | {"certified_accuracy": outcome["certified"] / outcome["n"]}
 
-    return make(project, certify_stage(project, network), work)
+    with memory_advice(f"certify {title}", "a smaller evaluation.certification.batch_size needs less"):
+        return make(project, certify_stage(project, network), work)
+
+
+def _share(project: Project) -> evaluation.Share:
+    """Return which batches of an evaluation this process takes."""
+    return evaluation.Share(project.group.rank, project.group.size, project.group.gather)
+
+
+def _own_state(project: Project, paths: StagePaths) -> Path:
+    return paths.checkpoint_of(project.group.rank, project.group.size)
 
 
 def _standing(evaluated: StagePaths, n: int, same_ball: bool) -> Tensor:
@@ -252,16 +272,21 @@ def _train(
     teacher = _teacher(project) if training.distillation.on else None
     work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed, teacher)
     history, seconds = train(
-        work, training, project.fabric, paths.checkpoint, project.progress, title, project.checkpoint_every_s
+        work, training, project.fabric, paths, project.progress, title, recipe.checkpoint, recipe.log
     )
     if finish is not None:
         finish()
-    io.write_json(paths.history, {"epochs": history})
-    io.write_bytes(paths.model, save({name: tensor.cpu() for name, tensor in sparsity.plain_state(model).items()}))
+
+    def store() -> str:
+        io.write_json(paths.history, {"epochs": history})
+        tensors = {name: tensor.cpu() for name, tensor in sparsity.plain_state(model).items()}
+        io.write_bytes(paths.model, save(tensors))
+        return io.file_hash(paths.model)
+
     return {
         "epochs": training.epochs,
         "seconds": seconds,
-        "model_sha256": io.file_hash(paths.model),
+        "model_sha256": project.group.leader(store),
         "network": network_description(project),
     }
 
@@ -275,12 +300,12 @@ def _probe(project: Project, model: nn.Module) -> sparsity.Probe:
     """Return the objective on a few training batches, and bring the network to where these are."""
     recipe = project.recipe
     project.fabric.to_device(model)
-    batches = _batches(project, recipe.prune.search.batch_size)
+    batches = _batches(project, recipe.prune.search.batch_size, whole=True)
     return objective_probe(recipe.objective, batches, recipe.prune.probe_batches, recipe.seed)
 
 
-def _batches(project: Project, batch_size: int) -> Batches:
-    """Return the training data."""
+def _batches(project: Project, batch_size: int, whole: bool = False) -> Batches:
+    """Return the training data: this process's part of each batch, or all of it."""
     recipe = project.recipe
     return Batches(
         project.train,
@@ -293,6 +318,7 @@ def _batches(project: Project, batch_size: int) -> Batches:
         workers=recipe.hardware.workers,
         extra=project.extra,
         extra_share=0.0 if project.extra is None else recipe.data.extra_share,
+        part=(0, 1) if whole else (project.group.rank, project.group.size),
     )
 
 
@@ -310,15 +336,17 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
 
     def validate(model: nn.Module) -> dict[str, Any]:
         protocol = Protocol(attack, restarts=1 if steps else 0)
-        found = evaluation.evaluate(
-            model,
-            split,
-            protocol,
-            batch_size=recipe.evaluation.batch_size,
-            seed=recipe.seed,
-            device=project.fabric.device,
-            workers=recipe.hardware.workers,
-        )
+        with memory_advice("validation", _SMALLER_EVALUATION):
+            found = evaluation.evaluate(
+                model,
+                split,
+                protocol,
+                batch_size=recipe.evaluation.batch_size,
+                seed=recipe.seed,
+                device=project.fabric.device,
+                workers=recipe.hardware.workers,
+                share=_share(project),
+            )
         robust = found.robust_accuracy if steps else found.benign_accuracy
         return {"validation_benign": found.benign_accuracy, "validation_robust": robust}
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -172,11 +172,21 @@ class MaskSet:
                 self._weights[name].masked_fill_(~mask.mask, 0.0)
 
     @torch.no_grad()
-    def regrow(self, step: int, steps: int, per_epoch: int) -> None:
-        """Exchange weights as the regrowth says after `step` of `steps` updates; those that come start at 0."""
+    def regrow(
+        self, step: int, steps: int, per_epoch: int, agree: Callable[[list[Tensor]], None] = lambda _: None
+    ) -> None:
+        """Exchange weights as the regrowth says after `step` of `steps` updates; those that come start at 0.
+
+        Args:
+            step: updates made, of `steps`; `per_epoch` of them in an epoch.
+            steps: of the stage.
+            per_epoch: of an epoch.
+            agree: changes the gradients that are looked at to what all processes of a run hold.
+        """
         share = self._regrowth.share(step, steps, per_epoch)
         if share == 0.0:
             return
+        agree([mask.gradient for mask in self._masks.values() if mask.gradient is not None])
         for name, mask in self._masks.items():
             if mask.gradient is not None:
                 mask.mask.copy_(exchanged(mask.mask, self._weights[name], mask.gradient, share))
