@@ -1,5 +1,7 @@
 """Devices, threads, precision and memory format."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +27,18 @@ def test_or_what_the_environment_says(monkeypatch, asked, threads):
     assert default_threads() == (threads or available_cores())
     Hardware("cpu", threads=1).fabric()
     assert torch.get_num_threads() == 1
+
+
+def test_deterministic_algorithms_are_asked_of_torch_and_of_cublas(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        Hardware("cpu", threads=1).fabric()
+        assert not torch.are_deterministic_algorithms_enabled()
+        Hardware("cpu", threads=1, deterministic=True).fabric()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

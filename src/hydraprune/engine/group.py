@@ -151,7 +151,7 @@ class Group:
                 if mine != first:
                     raise HydrapruneError(
                         f"{what} '{name}' of rank {rank} is not that of rank 0: the processes do not compute the "
-                        "same; are they of one version, on machines of one kind? --deterministic may help"
+                        "same; are they of one version, on machines of one kind? hardware.deterministic may help"
                     )
 
 

@@ -25,6 +25,8 @@ class Hardware:
         precision: "32-true", or "bf16-mixed" for bfloat16 convolutions and float32 weights.
         channels_last: NHWC memory format, faster for convolutional networks on most devices.
         threads: CPU threads; 0 takes OMP_NUM_THREADS, or every core where that is not set.
+        deterministic: let torch use only algorithms that give the same bits each time, and refuse where it has none;
+            needed on a GPU, where some sums otherwise run in any order. On a CPU they are the same without it.
         data_workers: processes that decode image files ahead of training; none takes one for each thread, 0 decodes
             in the training process. Data sets in memory need none.
     """
@@ -33,6 +35,7 @@ class Hardware:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     channels_last: bool = False
     threads: int = 0
+    deterministic: bool = False
     data_workers: int | None = None
 
     @property
@@ -47,6 +50,9 @@ class Hardware:
             UserError: the accelerator is not there.
         """
         torch.set_num_threads(self.threads or default_threads())
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
         plugin = _MixedBfloat16() if self.precision == "bf16-mixed" else Precision()
         try:
             fabric = Fabric(accelerator=self.accelerator, plugins=plugin, **_processes())
