@@ -77,5 +77,7 @@ def test_windows_change_no_gradient(method, monkeypatch):
 
 def test_windows_are_left_where_they_would_be_larger_than_images(monkeypatch):
     monkeypatch.setattr(windows.Windows, "at", lambda *_: pytest.fail("a window as large as the image was cut out"))
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten()
+    ).eval()
     Network(model).bounds(Region.ball(torch.rand(1, 1, 3, 3), 0.1), "crown")

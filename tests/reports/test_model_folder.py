@@ -31,6 +31,13 @@ def front_matter(readme):
     return yaml.safe_load(readme.split("---\n")[1])
 
 
+def holds(recipe, asked):
+    """Whether all that the card's recipe says stands in the one read; younger versions know more settings."""
+    if isinstance(asked, dict):
+        return all(key in recipe and holds(recipe[key], value) for key, value in asked.items())
+    return recipe == asked
+
+
 def test_it_holds_one_network_three_times_and_its_recipe(written):
     names = {path.name for path in written.folder.iterdir()}
     assert names == {"README.md", "network.hp", "model.safetensors", "card.json", "recipe.yaml"}
@@ -41,7 +48,7 @@ def test_it_holds_one_network_three_times_and_its_recipe(written):
     assert torch.equal(compact, dense.eval()(images))
     logits = runtime.load(written.artefact)(images.numpy())
     torch.testing.assert_close(torch.from_numpy(logits), compact, rtol=1e-5, atol=1e-4)
-    assert pipeline.as_dict(pipeline.load(written.recipe)) == CARD["recipe"]
+    assert holds(pipeline.as_dict(pipeline.load(written.recipe)), CARD["recipe"])
     assert json.loads(written.card.read_text()) == CARD
 
 
