@@ -88,8 +88,7 @@ class Lines(Relaxation):
     def pull(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A⁺ takes the line below and A⁻ the one above."""
         if self.parallel:
-            low = dot((-rows).clamp_min(0), self.intercept)
-            return rows * self.upper_slope.unsqueeze(1), low, dot(rows.clamp_min(0), self.intercept)
+            return _BetweenParallels.apply(rows, self.upper_slope, self.intercept)  # type: ignore[no-any-return, no-untyped-call]
         lines = (self.lower_slope, self.upper_slope, self.intercept)
         replaced, risen = _BetweenLines.apply(rows, *lines)  # type: ignore[no-untyped-call]
         return replaced, -risen, -risen
@@ -171,6 +170,39 @@ class _BetweenLines(torch.autograd.Function):
             to_intercept = torch.matmul(risen.unsqueeze(1), negative.flatten(2)).reshape(intercept.shape)
             to_upper = negative.mul_(replaced).sum(1)
         return to_rows, to_lower, to_upper, to_intercept
+
+
+class _BetweenParallels(torch.autograd.Function):
+    """A · slope, Σ (−A)⁺ · intercept and Σ A⁺ · intercept, with nothing kept but A and the lines."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, slope: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(rows, slope, intercept)
+        high = dot(rows.clamp_min(0), intercept)
+        # In float64 sums of one sign, which certificates rest on; else a pass over memory less.
+        exact = rows.dtype == torch.float64
+        low = dot((-rows).clamp_min_(0), intercept) if exact else high - dot(rows, intercept)
+        return rows * slope.unsqueeze(1), low, high
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, slope, intercept = ctx.saved_tensors
+        replaced, low, high = gradients
+        needs_rows, needs_slope, needs_intercept = ctx.needs_input_grad
+        to_rows = to_slope = to_intercept = None
+        ends = [1] * (rows.ndim - 2)
+        if needs_rows:
+            # Of A the lower side sees −A below 0, the upper one A above it.
+            step = torch.where(rows > 0, high.reshape(*high.shape, *ends), -low.reshape(*low.shape, *ends))
+            to_rows = step.mul_(intercept.unsqueeze(1)).addcmul_(replaced, slope.unsqueeze(1))
+        if needs_slope:
+            to_slope = (replaced * rows).sum(1)
+        if needs_intercept:
+            positive = rows.clamp_min(0).flatten(2)
+            # (−A)⁺ = A⁺ − A
+            both = torch.matmul((low + high).unsqueeze(1), positive) - torch.matmul(low.unsqueeze(1), rows.flatten(2))
+            to_intercept = both.reshape(intercept.shape)
+        return to_rows, to_slope, to_intercept
 
 
 class LeakyReLU(Nonlinear):
