@@ -253,8 +253,12 @@ def _certification(record: Record) -> str | None:
 
 
 def _scalars(record: Record) -> tuple[tuple[str, str], ...]:
-    """Return every entry as text; null says so."""
-    return tuple((clean(key), "none" if value is None else clean(str(value))) for key, value in record.values.items())
+    """Return every entry as text; null says so, and of a float six digits are enough."""
+
+    def text(value: object) -> str:
+        return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
+
+    return tuple((clean(key), text(value)) for key, value in record.values.items())
 
 
 def _refuse_repeats(rows: tuple[Row, ...], where: str) -> None:
