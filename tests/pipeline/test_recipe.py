@@ -119,6 +119,7 @@ data: {validation_fraction: 0}
         ("evaluation: {n: 0, batch_size: 0}", "2 mistakes"),
         ("pretrain: {batch_size: 0}", "pretrain.batch_size must be at least 1"),
         ("data: {train_fraction: 0}", "data.train_fraction must be in"),
+        ("prune: {train_fraction: 1.5}", r"prune.train_fraction must be in \(0, 1\], got 1.5"),
     ],
 )
 def test_a_bad_recipe_is_refused_with_what_came(tmp_path, text, message):

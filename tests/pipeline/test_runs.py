@@ -14,7 +14,7 @@ from hydraprune.engine import Hardware
 from hydraprune.errors import UserError
 from hydraprune.pipeline import Recipe, compare, descriptions, make_stage, open_target, run, stages
 from hydraprune.pipeline.project import open_project
-from hydraprune.sparsity import LeastWeightMagnitude, Uniform
+from hydraprune.sparsity import Criterion, Hydra, LeastWeightMagnitude, Uniform
 
 
 def test_a_finished_stage_is_never_run_again(quick, tmp_path, monkeypatch):
@@ -172,6 +172,28 @@ def test_other_weights_or_other_data_are_other_stages(quick, tmp_path):
     with torch.no_grad():
         model.head.bias[0] += 1
     assert descriptions.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key != key
+
+
+def test_the_search_sees_the_share_of_the_images_that_is_asked(quick, tmp_path, monkeypatch):
+    seen = []
+    batches = stages.Batches
+    monkeypatch.setattr(
+        stages, "Batches", lambda images, *rest, **named: seen.append(images) or batches(images, *rest, **named)
+    )
+    half = replace(quick, prune=replace(quick.prune, criterion=Hydra(), train_fraction=0.5))
+    run(half, tmp_path)
+    pretrained, searched, finetuned = map(len, seen)
+    assert pretrained == finetuned
+    assert abs(searched - pretrained / 2) <= 10  # to the image in each of ten classes
+
+
+def test_a_share_of_the_images_names_a_stage_only_where_it_counts(quick, tmp_path):
+    def key(criterion: Criterion, share: float) -> str:
+        prune = replace(quick.prune, criterion=criterion, train_fraction=share)
+        return descriptions.prune_stage(open_project(replace(quick, prune=prune), tmp_path)).key
+
+    assert key(Hydra(), 0.5) != key(Hydra(), 1.0)
+    assert key(LeastWeightMagnitude(), 0.5) == key(LeastWeightMagnitude(), 1.0)
 
 
 def test_a_network_that_does_not_fit_the_data_is_refused(quick, tmp_path):

@@ -58,9 +58,16 @@ def prune_stage(project: Project) -> Stage:
         del prune["search"]
     if not recipe.prune.criterion.needs_probe:
         del prune["probe_batches"]
+    if not (recipe.prune.trains or recipe.prune.criterion.needs_probe):
+        prune["train_fraction"] = 1.0
     del prune["equal_epochs"], prune["regrowth"]
     # Axes at their defaults leave no trace: that they exist changes no stage's name.
-    for name, default in (("pattern", Weights()), ("schedule", OneShot()), ("shuffle", False)):
+    for name, default in (
+        ("pattern", Weights()),
+        ("schedule", OneShot()),
+        ("shuffle", False),
+        ("train_fraction", 1.0),
+    ):
         if prune[name] == as_dict(default):
             del prune[name]
     if prune["allocation"].get("min_per_output") == 0:

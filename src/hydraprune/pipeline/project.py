@@ -57,6 +57,12 @@ class Project:
     progress: Progress = field(default_factory=SilentProgress)
 
     @property
+    def search(self) -> LabelledImages:
+        """The training images that the prune stage sees."""
+        share = self.recipe.prune.train_fraction
+        return self.train if share == 1.0 else datasets.subset(self.train, share)
+
+    @property
     def test(self) -> LabelledImages:
         """The test images that `evaluate` sees."""
         count = self.recipe.evaluation.n

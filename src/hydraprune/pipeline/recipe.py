@@ -89,6 +89,8 @@ class Pruning:
         include: name patterns of the weights that are pruned (of all Conv and Linear layers).
         exclude: name patterns of the weights that are not.
         search: how scores are trained, for criteria that search.
+        train_fraction: share of the training images that the stage sees, in its search and for its gradients; the
+            paper's ablation. Fewer images make shorter epochs.
         probe_batches: training batches of which criteria that need gradients of the objective take them.
         shuffle: put the chosen masks at random places, as many in each layer: the control of a criterion.
         equal_epochs: criteria that do not search spend the epochs of the search on fine-tuning, so that all networks
@@ -104,6 +106,7 @@ class Pruning:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     search: Training = Training(epochs=10, optimiser=SGD(lr=1.0))
+    train_fraction: float = 1.0
     probe_batches: int = 4
     shuffle: bool = False
     equal_epochs: bool = True
@@ -260,12 +263,7 @@ class Recipe:
         ):
             if not 0.0 <= sparsity < 1.0:
                 yield f"{key} is the share of weights removed and must be in [0, 1), got {sparsity}"
-        if not 0.0 <= self.data.validation_fraction < 1.0:
-            yield f"data.validation_fraction must be in [0, 1), got {self.data.validation_fraction}"
-        if not 0.0 < self.data.train_fraction <= 1.0:
-            yield f"data.train_fraction must be in (0, 1], got {self.data.train_fraction}"
-        if not 0.0 < self.data.extra_share < 1.0:
-            yield f"data.extra_share must be in (0, 1), got {self.data.extra_share}"
+        yield from _share_complaints(self)
         for key, count, least in (
             ("data.size", 1 if self.data.size is None else self.data.size, 1),
             ("hardware.data_workers", self.hardware.data_workers or 0, 0),
@@ -295,6 +293,19 @@ class Recipe:
             values = getattr(self.compare, key)
             if len(set(values)) < len(values):
                 yield f"compare.{key} needs different values, got {list(values)}"
+
+
+def _share_complaints(recipe: Recipe) -> Iterator[str]:
+    if not 0.0 <= recipe.data.validation_fraction < 1.0:
+        yield f"data.validation_fraction must be in [0, 1), got {recipe.data.validation_fraction}"
+    for key, share in (
+        ("data.train_fraction", recipe.data.train_fraction),
+        ("prune.train_fraction", recipe.prune.train_fraction),
+    ):
+        if not 0.0 < share <= 1.0:
+            yield f"{key} must be in (0, 1], got {share}"
+    if not 0.0 < recipe.data.extra_share < 1.0:
+        yield f"data.extra_share must be in (0, 1), got {recipe.data.extra_share}"
 
 
 def _axes_complaints(prune: Pruning) -> Iterator[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hydraprune import data as datasets
 from hydraprune import evaluation, io, models, sparsity
 from hydraprune.attacks import PGD
-from hydraprune.data import Batches
+from hydraprune.data import Batches, LabelledImages
 from hydraprune.engine import Training, Work, check_stop, memory_advice, train
 from hydraprune.evaluation import Protocol
 from hydraprune.objectives import Objective
@@ -81,8 +81,17 @@ def prune(project: Project) -> StagePaths:
         learning += weights if spec.trains_weights else []
         finish = partial(masks.shuffle, recipe.seed) if spec.shuffle else None
         title = f"prune {describe_cell(project)}"
+        training = recipe.prune_training
         outcome = _train(
-            project, paths, model, learning or masks.scores(), masks, recipe.prune_training, title, finish=finish
+            project,
+            paths,
+            model,
+            learning or masks.scores(),
+            masks,
+            training,
+            title,
+            finish=finish,
+            images=project.search,
         )
         project.group.leader(lambda: _write_histogram(paths, model, masks))
         return {**outcome, "layers": masks.summary().as_rows()}
@@ -264,10 +273,11 @@ def _train(
     title: str,
     objective: Objective | None = None,
     finish: Callable[[], None] | None = None,
+    images: LabelledImages | None = None,
 ) -> dict[str, Any]:
     """Train, call `finish`, and store the network and its history; return what goes into the outcome."""
     recipe = project.recipe
-    batches = _batches(project, training.batch_size)
+    batches = _batches(project, images or project.train, training.batch_size)
     objective = objective or recipe.objective
     teacher = _teacher(project) if training.distillation.on else None
     work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed, teacher)
@@ -300,19 +310,19 @@ def _probe(project: Project, model: nn.Module) -> sparsity.Probe:
     """Return the objective on a few training batches, and bring the network to where these are."""
     recipe = project.recipe
     project.fabric.to_device(model)
-    batches = _batches(project, recipe.prune.search.batch_size, whole=True)
+    batches = _batches(project, project.search, recipe.prune.search.batch_size, whole=True)
     return objective_probe(recipe.objective, batches, recipe.prune.probe_batches, recipe.seed)
 
 
-def _batches(project: Project, batch_size: int, whole: bool = False) -> Batches:
-    """Return the training data: this process's part of each batch, or all of it."""
+def _batches(project: Project, images: LabelledImages, batch_size: int, whole: bool = False) -> Batches:
+    """Return training images in batches: this process's part of each batch, or all of it."""
     recipe = project.recipe
     return Batches(
-        project.train,
+        images,
         batch_size,
         recipe.seed,
         recipe.data.augmentation,
-        drop_last=len(project.train) >= batch_size,
+        drop_last=len(images) >= batch_size,
         channels_last=recipe.hardware.channels_last,
         device=project.fabric.device,
         workers=recipe.hardware.workers,
