@@ -361,6 +361,19 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_to_the_sam
     assert_same(stage.outcome(), whole)
 
 
+def test_what_changes_over_the_stage_is_said_at_its_start_and_not_again(run, network):
+    class Rising(Restless):
+        def course(self, epochs):
+            return f"all rises over {epochs}"
+
+    first, second = Said(), Said()
+    with pytest.raises(Killed):
+        run(network(), Rising({2: kill}), Training(1), every=0, progress=first)
+    run(network(), Rising(), Training(1), progress=second)
+    run(network(), Rising(), Training(0), progress=second)
+    assert (first.lines, second.lines) == (["test: all rises over 1"], [])
+
+
 def test_a_saving_after_a_fall_back_does_not_push_out_the_sound_one_by_the_damaged_one(run, network, savings):
     with pytest.raises(Killed):
         run(network(), Restless({3: kill}), Training(1), every=0)

@@ -98,6 +98,8 @@ def _train(
     keeper = _Keeper(work, state, savings, checkpointing, title, log)
     if log is not None:
         log.resume(state.epoch, state.epoch * per_epoch + state.batch)
+    if group.leads and state.epoch == state.batch == 0 < steps:
+        _announce(work.objective.course(training.epochs), title, progress)
     with progress.task(title, steps, state.epoch * per_epoch + state.batch) as bar:
         while state.epoch < training.epochs:
             model.train()
@@ -127,6 +129,12 @@ def _train(
     if work.masks is not None and training.epochs == 0:
         work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
     return state.history, keeper.seconds()
+
+
+def _announce(course: str, title: str, progress: Progress) -> None:
+    """Say what changes over the stage, if anything does."""
+    if course:
+        progress.say(f"{title}: {course}")
 
 
 @contextlib.contextmanager

@@ -78,6 +78,10 @@ class Objective(ABC):
         """The norm and radius that the objective defends against; radius 0 where it defends against nothing."""
         return "linf", Eps("0")
 
+    def course(self, epochs: int) -> str:  # noqa: ARG002 - most stay the same
+        """Return in words what changes over a stage of `epochs` epochs; nothing where nothing does."""
+        return ""
+
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield one loss for each optimiser update to make on this batch (almost always one).
@@ -140,11 +144,25 @@ class AgainstAttack(Objective):
         """The ball of the attack that is trained against."""
         return self.attack.norm, self.attack.eps
 
+    def course(self, epochs: int) -> str:  # noqa: ARG002
+        """Return in words how the radius rises."""
+        return rising(self.attack.eps, self.ramp_epochs)
+
     def current_attack(self, progress: StageProgress) -> PGD:
         """Return the attack at this point of its stage, its radius reduced while the ramp lasts."""
         if self.ramp_epochs > 0:
             return self.attack.ramped(progress.epoch / self.ramp_epochs)
         return self.attack
+
+
+def rising(eps: Eps, epochs: float) -> str:
+    """Return in words that a radius rises over so many epochs; nothing where it does not."""
+    return f"ε rises from 0 to {eps.text} over {in_epochs(epochs)}" if epochs > 0 else ""
+
+
+def in_epochs(count: float) -> str:
+    """Return "1 epoch", or "2.5 epochs"."""
+    return f"{count:g} epoch" + "s" * (f"{count:g}" != "1")
 
 
 def correct_count(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hydraprune.attacks import Eps
 from hydraprune.bounds import Bounds, Intermediates, Network, Propagation, Region, margins
 from hydraprune.errors import UserError
-from hydraprune.objectives.base import StageProgress, WithCrossEntropy
+from hydraprune.objectives.base import StageProgress, WithCrossEntropy, in_epochs, rising
 
 TOLERANCE = 0.5
 """τ of the warm-up regularisers."""
@@ -66,6 +66,18 @@ class TrainsOnBounds(WithCrossEntropy):
     def threat(self) -> tuple[str, Eps]:
         """The ball that is bounded."""
         return self.norm, self.eps
+
+    def course(self, epochs: int) -> str:
+        """Return in words how the radius rises, and what moves with it."""
+        warm, rise = self.warm_up * epochs, self.ramp * epochs
+        parts = [f"{in_epochs(warm)} on clean images"] if warm > 0 else []
+        parts += [f"{rising(self.eps, rise)} ({self.ramp_shape})"] if rise > 0 else []
+        parts += [f"{in_epochs(epochs - warm - rise)} at ε {self.eps.text}"]
+        return "; ".join([", then ".join(parts), *self.moving()])
+
+    def moving(self) -> list[str]:
+        """Return in words what else changes over a stage."""
+        return []
 
     def rise(self, progress: StageProgress) -> float:
         """Return ε_t/ε in [0, 1] at this point of the stage."""

@@ -45,6 +45,10 @@ class CrownIBP(IBP):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
 
+    def moving(self) -> list[str]:
+        """Return in words how κ and β move."""
+        return [*super().moving(), f"β from {self.beta_start:g} to {self.beta_end:g}"]
+
     def lower_margins(self, propagation: Propagation, labels: Tensor, rise: float) -> Tensor:
         """Return the mixed lower bounds on z_y − z_j, (batch, classes − 1), at ε_t/ε = `rise`."""
         beta = self.beta_start + (self.beta_end - self.beta_start) * rise

@@ -41,6 +41,10 @@ class Distilled(Objective):
         """That of the objective."""
         return self.objective.threat
 
+    def course(self, epochs: int) -> str:
+        """That of the objective."""
+        return self.objective.course(epochs)
+
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the objective's losses, each mixed with the divergence from the teacher."""
         with eval_mode(self.teacher), torch.no_grad():

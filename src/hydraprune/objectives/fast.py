@@ -16,7 +16,7 @@ from hydraprune.attacks import NORMS, Eps
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
 from hydraprune.modes import eval_mode
-from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCrossEntropy, repeatable
+from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCrossEntropy, repeatable, rising
 
 
 @OBJECTIVES.register("fast-at")
@@ -64,6 +64,10 @@ class FastAT(WithCrossEntropy):
     def threat(self) -> tuple[str, Eps]:
         """The ball that is defended; the noise may reach beyond it."""
         return self.norm, self.eps
+
+    def course(self, epochs: int) -> str:  # noqa: ARG002
+        """Return in words how the radius rises."""
+        return rising(self.eps, self.ramp_epochs)
 
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the cross-entropy of the attacked images, with GradAlign where it has a weight."""

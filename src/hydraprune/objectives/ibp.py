@@ -43,6 +43,10 @@ class IBP(TrainsOnBounds):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} is a weight in [0, 1], got {getattr(self, name)}")
 
+    def moving(self) -> list[str]:
+        """Return in words how κ moves."""
+        return [f"κ from {self.kappa_start:g} to {self.kappa_end:g} as ε rises"]
+
     def lower_margins(self, propagation: Propagation, labels: Tensor, rise: float) -> Tensor:  # noqa: ARG002
         """Return lower bounds on z_y − z_j, (batch, classes − 1), at ε_t/ε = `rise`."""
         return interval_margins(propagation, labels)

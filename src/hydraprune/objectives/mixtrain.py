@@ -9,7 +9,7 @@ from torch import nn
 from hydraprune.bounds import Region
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
-from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, correct_count, repeatable
+from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, correct_count, in_epochs, repeatable
 from hydraprune.objectives.bounded import CleanPass, TrainsOnBounds, linear_margins, robust_cross_entropy
 
 
@@ -59,6 +59,10 @@ class MixTrain(TrainsOnBounds):
                 f"weight and growth_epochs must be above 0 and growth at least 1, got {self.weight}, "
                 f"{self.growth_epochs} and {self.growth}"
             )
+
+    def moving(self) -> list[str]:
+        """Return in words how w grows."""
+        return [f"w from {self.weight:g}, times {self.growth:g} every {in_epochs(self.growth_epochs)}"]
 
     def current_weight(self, progress: StageProgress) -> float:
         """Return w at this point of the stage."""

@@ -13,7 +13,7 @@ from hydraprune.attacks import NORMS, PGD, Eps, per_image
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
 from hydraprune.modes import eval_mode
-from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, correct_count, repeatable
+from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, correct_count, repeatable, rising
 from hydraprune.objectives.gaussian import Smoothed, check_samples, copies_of
 
 _DDN_SHRINK = 0.05
@@ -54,6 +54,10 @@ class SmoothAdv(Smoothed):
             raise UserError(f"unknown attack '{self.attack}' for smoothadv; known: pgd, ddn")
         if self.steps < 1:
             raise UserError(f"the attack of smoothadv makes at least 1 step, got {self.steps}")
+
+    def course(self, epochs: int) -> str:  # noqa: ARG002
+        """Return in words how the radius rises."""
+        return rising(self.eps, self.ramp_epochs)
 
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the mean cross-entropy of noisy adversarial images."""
