@@ -199,6 +199,17 @@ def test_the_state_of_another_evaluation_or_a_damaged_one_is_refused(robust_netw
             other[0].load(Tally.of)
 
 
+@pytest.mark.parametrize("place", [-1, -40])
+def test_one_bit_of_a_verdict_changed_on_disk_is_noticed(robust_network, digits, tmp_path, place):
+    own = state(tmp_path / "state", digits, robust_network, PGD_TWICE)
+    evaluate(robust_network, digits, PGD_TWICE, batch_size=25, state=own)
+    content = bytearray(own.path.read_bytes())
+    content[place] ^= 1
+    own.path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="not a usable evaluation state; delete it to start anew"):
+        own.load(Tally.of)
+
+
 def test_the_state_is_small_where_no_examples_are_kept(robust_network, digits, tmp_path):
     kept = state(tmp_path / "state", digits, robust_network, PGD_TWICE)
     result = evaluate(robust_network, digits, PGD_TWICE, batch_size=25, state=kept, keep=0)

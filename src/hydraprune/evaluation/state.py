@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from hydraprune.errors import UserError
 
 T = TypeVar("T")
 
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class State:
         """Replace the file, atomically."""
         metadata = {"format": _FORMAT, "identity": self.identity, "numbers": json.dumps(saved.numbers)}
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in saved.tensors.items()}
+        metadata["sha256"] = _hash(tensors, metadata["numbers"])
         io.write_bytes(self.path, save(tensors, metadata))
         self._saved = time.monotonic()
 
@@ -87,7 +88,10 @@ class State:
                     f"'{self.path}' belongs to another evaluation (network, images, attack or method, radius, seed "
                     "or batch size differ); name another file, or delete it to start anew"
                 )
-            return read(Saved(tensors, json.loads(metadata.get("numbers", ""))))
+            numbers = metadata.get("numbers", "")
+            if metadata.get("sha256") != _hash(tensors, numbers):
+                raise ValueError
+            return read(Saved(tensors, json.loads(numbers)))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             raise UserError(f"'{self.path}' is not a usable evaluation state; delete it to start anew") from None
 
@@ -99,9 +103,19 @@ class State:
 def identity_of(model: nn.Module, split: LabelledImages, settings: object) -> str:
     """Return the SHA-256 of weights, images, labels and `settings`, JSON values."""
     digest = hashlib.sha256(io.canonical_json(settings).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    _add(digest, model.state_dict())
     for part in split.contents():
         digest.update(part)
     return digest.hexdigest()
+
+
+def _hash(tensors: Mapping[str, Tensor], numbers: str) -> str:
+    digest = hashlib.sha256(numbers.encode())
+    _add(digest, dict(sorted(tensors.items())))
+    return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
