@@ -9,7 +9,7 @@ from torch import nn
 
 import hydraprune as hp
 from hydraprune import pipeline
-from hydraprune.engine import SGD, Hardware, Training, graceful, request_stop
+from hydraprune.engine import SGD, Constant, Hardware, Training, graceful, request_stop
 from hydraprune.errors import Interrupted, UserError
 from hydraprune.objectives import Benign
 from hydraprune.pipeline import descriptions, make_stage, stages
@@ -19,6 +19,7 @@ from hydraprune.sparsity import (
     Channels,
     Cubic,
     Grasp,
+    Hydra,
     Learned,
     LeastWeightMagnitude,
     Movement,
@@ -53,6 +54,7 @@ KINDS = {
     "gradual magnitude": {"criterion": LeastWeightMagnitude(), "schedule": Cubic()},
     "lottery": {"criterion": LeastWeightMagnitude(), "schedule": Steps(2, rewind=True)},
     "gradual hydra": {"schedule": Cubic()},
+    "joint": {"criterion": Hydra(joint=True)},
     "rigl": {"regrowth": RigL(every=0.25)},
     "shuffled": {"shuffle": True},
 }
@@ -147,12 +149,43 @@ def test_epochs_are_equal_where_the_prune_stage_trains_and_where_it_does_not(qui
         ({"criterion": LeastWeightMagnitude()}, 6, None),
         ({"criterion": LeastWeightMagnitude(), "schedule": Cubic()}, 5, 0.03),
         ({"criterion": Movement()}, 5, 0.03),
+        ({"criterion": Hydra(joint=True)}, 5, 0.03),
         ({}, 5, 2.0),
     ):
         recipe = with_prune(quick, **changed)
         assert recipe.finetune_epochs == epochs
         assert recipe.prune_training.epochs == (0 if rate is None else 1)
         assert rate is None or recipe.prune_training.optimiser.lr == rate
+
+
+def test_jointly_scores_learn_at_the_rate_of_the_search_and_weights_at_that_of_fine_tuning(
+    quick, tmp_path, monkeypatch
+):
+    recipe = with_prune(
+        quick, criterion=Hydra(joint=True), search=Training(1, optimiser=SGD(lr=2.0), schedule=Constant())
+    )
+    recipe = replace(recipe, finetune=Training(0, optimiser=SGD(lr=0.03)))
+    rates = {}
+    build = SGD.build
+
+    def kept(self, parameters):
+        optimiser = build(self, parameters)
+        rates[len(rates)] = optimiser.param_groups
+        return optimiser
+
+    monkeypatch.setattr(SGD, "build", kept)
+    dense, searched = stage(recipe, tmp_path, "pretrain")[1], stage(recipe, tmp_path, "prune")[1]
+    weights, scores = rates[1]
+    assert (weights["lr"], scores["lr"]) == (0.03, pytest.approx(2.0))
+    assert [tuple(one.shape) for one in scores["params"]] == [
+        tuple(tensor.shape) for name, tensor in dense.items() if name.endswith(".weight") and tensor.ndim > 1
+    ]
+    changed = [name for name in dense if not torch.equal(dense[name], searched[name])]
+    assert any(name.endswith("weight") for name in changed)
+    assert any(name.endswith("bias") for name in changed)
+    frozen = with_prune(recipe, criterion=Hydra())
+    assert recipe.score_lr == 2.0
+    assert frozen.score_lr is None
 
 
 @pytest.mark.parametrize(
@@ -162,8 +195,9 @@ def test_epochs_are_equal_where_the_prune_stage_trains_and_where_it_does_not(qui
         {"criterion": LeastWeightMagnitude(), "schedule": Steps(2, rewind=True)},
         {"criterion": Movement(), "schedule": Cubic()},
         {"criterion": Grasp(), "regrowth": RigL(every=0.25)},
+        {"criterion": Hydra(joint=True)},
     ],
-    ids=["learned", "lottery", "movement", "rigl"],
+    ids=["learned", "lottery", "movement", "rigl", "joint"],
 )
 def test_stopped_and_gone_on_it_ends_in_the_same_bits(changed, quick, tmp_path, monkeypatch):
     recipe = with_prune(quick, **changed)

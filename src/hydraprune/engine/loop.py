@@ -84,7 +84,7 @@ def _train(
     seed_everything(work.seed, group.rank)
     model = fabric.setup_module(work.model)
     work = replace(work, objective=_with_teacher(work, training, fabric))
-    raw_optimiser = training.optimiser.build(work.parameters)
+    raw_optimiser = training.optimiser.build(work.groups(training.optimiser.lr))
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
     watch = Watch(training.on_nan, work.model, work.parameters, fabric.device, title, progress.say, group)
     group.spread(list(work.model.state_dict().values()))
@@ -107,7 +107,7 @@ def _train(
                 position = StageProgress(state.epoch * per_epoch + state.batch, steps, per_epoch)
                 rate = training.optimiser.lr * training.schedule.factor(position.fraction)
                 for settings in raw_optimiser.param_groups:
-                    settings["lr"] = rate
+                    settings["lr"] = rate * settings.get("share", 1.0)
                 latest = None
                 with _blame(watch, per_epoch):
                     for loss in updater.updates(batch, position):

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from hydraprune.errors import UserError
 from hydraprune.registry import Registry
 
 OPTIMISERS: Registry[type["Optimiser"]] = Registry("optimiser")
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+"""Parameters, or torch's groups of them."""
 
 
 class Optimiser(ABC):
@@ -18,7 +21,7 @@ class Optimiser(ABC):
 
     lr: float
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """Return a fresh torch optimiser over `parameters`; `UserError` where torch refuses a value."""
         try:
             return self._build(parameters)
@@ -26,7 +29,7 @@ class Optimiser(ABC):
             raise UserError(f"{self}: {error}") from None
 
     @abstractmethod
-    def _build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def _build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """Return the torch optimiser."""
 
 
@@ -47,7 +50,7 @@ class SGD(Optimiser):
     weight_decay: float = 1e-4
     nesterov: bool = False
 
-    def _build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def _build(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
@@ -70,5 +73,5 @@ class Adam(Optimiser):
     beta2: float = 0.999
     weight_decay: float = 0.0
 
-    def _build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def _build(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)

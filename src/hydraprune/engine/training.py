@@ -81,6 +81,8 @@ class Work:
         validate: model -> figures of the validation split, "validation_benign" and "validation_robust".
         seed: of everything that is drawn.
         teacher: for distillation; in eval mode, never changed.
+        score_lr: learning rate of what a search trains, where weights learn beside it at the optimiser's; none is
+            that of the optimiser for all.
     """
 
     model: nn.Module
@@ -91,3 +93,13 @@ class Work:
     validate: Validate | None
     seed: int
     teacher: nn.Module | None = None
+    score_lr: float | None = None
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the parameters as groups of an optimiser whose rate is `lr`; each has its "share" of that."""
+        searched = {id(one) for one in self.masks.parameters()} if self.masks and self.score_lr is not None else set()
+        weights = [one for one in self.parameters if id(one) not in searched]
+        scores = [one for one in self.parameters if id(one) in searched]
+        share = 1.0 if self.score_lr is None else self.score_lr / lr
+        groups = ({"params": weights, "share": 1.0}, {"params": scores, "share": share})
+        return [group for group in groups if group["params"]]

@@ -141,7 +141,8 @@ def prune(
             ("finetune", after, weights),
         ):
             teacher = fabric.to_device(hardware.place(masking.bake(model))) if training.distillation.on else None
-            work = Work(pruned, parameters, recipe.objective, batches(training), masks, None, seed, teacher)
+            seen = batches(training)
+            work = Work(pruned, parameters, recipe.objective, seen, masks, None, seed, teacher, recipe.score_lr)
             paths = StagePaths(io.make_folder(Path(folder) / title))
             train(work, training, fabric, paths, progress or SilentProgress(), title)
             masks.fix()

@@ -60,6 +60,10 @@ def prune_stage(project: Project) -> Stage:
         del prune["probe_batches"]
     if not (recipe.prune.trains or recipe.prune.criterion.needs_probe):
         prune["train_fraction"] = 1.0
+    if recipe.score_lr is not None:
+        prune["score_lr"] = recipe.score_lr
+    if prune["criterion"].get("joint") is False:
+        del prune["criterion"]["joint"]
     del prune["equal_epochs"], prune["regrowth"]
     # Axes at their defaults leave no trace: that they exist changes no stage's name.
     for name, default in (

@@ -245,6 +245,12 @@ class Recipe:
             return replace(self.prune.search, optimiser=self.finetune.optimiser)
         return self.prune.search
 
+    @property
+    def score_lr(self) -> float | None:
+        """The learning rate of scores where weights learn beside them at one of their own."""
+        criterion = self.prune.criterion
+        return self.prune.search.optimiser.lr if isinstance(criterion, Hydra) and criterion.joint else None
+
     def complaints(self) -> list[str]:
         """Return every value that is out of range, one line each; empty for a sound recipe."""
         return list(self._complaints())

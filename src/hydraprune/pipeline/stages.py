@@ -280,7 +280,8 @@ def _train(
     batches = _batches(project, images or project.train, training.batch_size)
     objective = objective or recipe.objective
     teacher = _teacher(project) if training.distillation.on else None
-    work = Work(model, learning, objective, batches, masks, _validation(project), recipe.seed, teacher)
+    validate = _validation(project)
+    work = Work(model, learning, objective, batches, masks, validate, recipe.seed, teacher, recipe.score_lr)
     history, seconds = train(
         work, training, project.fabric, paths, project.progress, title, recipe.checkpoint, recipe.log
     )

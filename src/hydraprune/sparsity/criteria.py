@@ -37,7 +37,6 @@ class Criterion(ABC):
 
     Attributes:
         searches: the scores learn afterwards, by the robust objective.
-        trains_weights: the weights learn together with the scores.
         signed: importance is the score itself, not its magnitude.
         live: the score is the weight as it is at the moment: masks that change during training follow it.
         needs_probe: `score_network` asks for the objective on a few batches.
@@ -46,11 +45,15 @@ class Criterion(ABC):
     """
 
     searches: ClassVar[bool] = False
-    trains_weights: ClassVar[bool] = False
     signed: ClassVar[bool] = False
     live: ClassVar[bool] = False
     needs_probe: ClassVar[bool] = False
     rounds: int = 1
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether the weights learn together with the scores."""
+        return False
 
     def score_network(
         self,
@@ -91,16 +94,24 @@ class Hydra(Criterion):
     """HYDRA: let the robust objective choose (Sehwag et al., NeurIPS 2020, arXiv 2002.10509).
 
     Scores start in proportion to the weights, s⁰ = sqrt(6 / fan_in) · θ / max|θ| for each layer, and are trained with
-    the weights frozen.
+    the weights frozen, or jointly with them.
 
     Args:
         init: "scaled" as above (the paper's, and essential); "random" for the paper's ablation: uniform in
             ±sqrt(6 / fan_in); "magnitude": s⁰ = θ, so that the search starts from LWM's mask under every allocation.
+        joint: prune and fine-tune in one: weights learn beside the scores, by the optimiser of fine-tuning, the
+            scores at the learning rate of the search. Without fine-tuning epochs nothing else follows.
     """
 
     searches: ClassVar[bool] = True
 
     init: Literal["scaled", "random", "magnitude"] = "scaled"
+    joint: bool = False
+
+    @property
+    def trains_weights(self) -> bool:
+        """Where asked."""
+        return self.joint
 
     def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Return s⁰."""

@@ -25,10 +25,14 @@ class Movement(Criterion):
     # one-shot search makes a mask of the first weights of each layer. Magnitude decides; one update outweighs it.
 
     searches: ClassVar[bool] = True
-    trains_weights: ClassVar[bool] = True
     signed: ClassVar[bool] = True
 
     tie_break: float = 1e-6
+
+    @property
+    def trains_weights(self) -> bool:
+        """Always."""
+        return True
 
     def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """Return |θ| / max|θ| · tie_break."""
