@@ -48,6 +48,7 @@ def test_every_number_is_that_of_the_run_with_its_protocol(run):
     }
     assert numbers["robust_accuracy"]["protocol"].items() >= row["protocol"].items()
     assert numbers["robust_accuracy"]["confidence_interval"] == row["confidence_interval"]
+    assert card["multiply_adds_kept"] == sum(layer["kept"] * layer["positions"] for layer in card["layers"])
     assert (card["size_bytes"], card["weights_kept"]) == (found.artefact.stat().st_size, row["weights_kept"])
     assert (card["license"], card["threat"]) == ("mit", {"norm": "linf", "eps": "0.1"})
     assert any("first 60 test images" in limit for limit in card["limits"])

@@ -67,6 +67,7 @@ def _show(name: str, as_json: bool) -> None:
         "threat model": f"{threat['norm']}, eps {threat['eps']}",
         "pruned": f"{pruning['criterion']} / {pruning['allocation']}, seed {pruning['seed']}",
         "sparsity": f"{percent(card['sparsity_delivered'])}, {weights}",
+        **_multiply_adds(card),
         "bytes": f"{card['size_bytes']:,}, {shrunk:.0f} times fewer than dense",
     }
     lines |= {_words(number["name"]): _with_protocol(number) for number in card["numbers"]}
@@ -79,6 +80,13 @@ def _show(name: str, as_json: bool) -> None:
     show(lines)
     for limit in [*card["warnings"], *card["limits"]]:
         say(textwrap.fill(limit, 110, initial_indent="- ", subsequent_indent="  "))
+
+
+def _multiply_adds(card: dict[str, Any]) -> dict[str, str]:
+    """Return the line about them; none for a card that does not know."""
+    if "multiply_adds_kept" not in card:
+        return {}
+    return {"multiply-adds": f"{card['multiply_adds_kept']:,} of {card['multiply_adds_total']:,} an image"}
 
 
 def _with_protocol(number: dict[str, Any]) -> str:

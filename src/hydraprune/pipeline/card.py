@@ -8,6 +8,7 @@ header of the compact file that the row names.
     architecture    name, num_classes, in_shape; class_names; input: what the network takes, in words
     pruning         criterion, allocation, pattern, schedule, regrowth, shuffled, seed
     sparsity, sparsity_delivered, weights_total, weights_kept, layers
+    multiply_adds_total, multiply_adds_kept         of one image; not in cards of older runs
     size_bytes, dense_size_bytes, sha256 (of the compact file)
     threat          norm and eps that the network was trained for
     numbers         list of {name, value, n, confidence_interval, means, protocol}
@@ -35,6 +36,7 @@ from hydraprune.runtime import zoo
 CARD_VERSION = 1
 _AXES = ("criterion", "allocation", "pattern", "schedule", "regrowth", "shuffled", "seed")
 _COUNTS = ("sparsity", "sparsity_delivered", "weights_total", "weights_kept", "layers", "dense_size_bytes")
+_NEWER_COUNTS = ("multiply_adds_total", "multiply_adds_kept")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def evaluated_network(place: Path, license_name: str = "unknown") -> EvaluatedNe
         "input": f"float32 (batch, {', '.join(map(str, shape))}), pixels in [0, 1], not normalised",
         "pruning": {axis: row[axis] for axis in _AXES if axis in row},
         **{key: row[key] for key in _COUNTS},
+        **{key: row[key] for key in _NEWER_COUNTS if key in row},
         "size_bytes": artefact.stat().st_size,
         "sha256": io.file_hash(artefact),
         "threat": described["threat"],

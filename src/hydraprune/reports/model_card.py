@@ -112,10 +112,13 @@ def _summary(card: Mapping[str, Any]) -> str:
     pruning = card["pruning"]
     smaller = ratio(card["dense_size_bytes"] / card["size_bytes"])
     removed, left = delivered_percent(card["sparsity_delivered"]), f"{card['weights_kept']:,}"
+    work = ""
+    if "multiply_adds_kept" in card:
+        work = f" One image takes {card['multiply_adds_kept']:,} of {card['multiply_adds_total']:,} multiply-adds."
     return (
         f"{card['architecture']['name']} for {card['data']['name']}, pruned by {pruning['criterion']} with the"
         f" allocation {pruning['allocation']}: {removed} % of its {card['weights_total']:,} prunable weights are"
-        f" removed, {left} are left. The compact file has {file_size(card['size_bytes'])}, the dense one"
+        f" removed, {left} are left.{work} The compact file has {file_size(card['size_bytes'])}, the dense one"
         f" {file_size(card['dense_size_bytes'])} ({smaller})."
     )
 
