@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydraprune.errors import HydrapruneError, UserError
-from hydraprune.sparsity import check_sparsity, kept_count, removed_count, top_mask
+from hydraprune.sparsity import check_sparsity, kept_count, removed_count, top_mask, topk
 
 
 def sorted_mask(importance, keep):
@@ -35,6 +35,51 @@ def importances(draw, least=1, most=5):
 def test_the_mask_is_that_of_a_full_sort_with_ties_by_index(case):
     importance, keep = case
     assert torch.equal(top_mask(importance, keep), sorted_mask(importance, keep))
+
+
+LARGE = 300_000
+
+
+def sampled_places():
+    """Where `top_mask` looks first."""
+    return torch.arange(topk._SAMPLE) * topk._PRIME % LARGE
+
+
+def few_are_large_and_all_of_them_sampled():
+    values = torch.rand(LARGE)
+    values[sampled_places()] += 1.0
+    return values
+
+
+KINDS_OF_VALUES = {
+    "random": lambda: torch.rand(LARGE),
+    "many ties": lambda: torch.randint(0, 40, (LARGE,)).float(),
+    "all equal": lambda: torch.ones(LARGE),
+    "rising": lambda: torch.arange(LARGE).float(),
+    "periodic": lambda: torch.arange(LARGE).remainder(9).float() + torch.rand(LARGE) / 8,
+    "infinite": lambda: torch.rand(LARGE).masked_fill(torch.rand(LARGE) < 0.2, math.inf),
+    "a sample that misleads": few_are_large_and_all_of_them_sampled,
+}
+
+
+@pytest.mark.parametrize("keep", [1, 300, 3000, 59_000, 150_000])
+@pytest.mark.parametrize("kind", KINDS_OF_VALUES)
+def test_a_large_mask_is_that_of_a_full_sort_whatever_a_sample_says(kind, keep):
+    torch.manual_seed(0)
+    values = KINDS_OF_VALUES[kind]()
+    expected = torch.zeros(LARGE, dtype=torch.bool)
+    expected[values.sort(descending=True, stable=True).indices[:keep]] = True
+    assert torch.equal(top_mask(values.view(300, 1000), keep), expected.view(300, 1000))
+
+
+def test_nan_in_a_large_tensor_is_noticed_where_no_sample_looks():
+    torch.manual_seed(0)
+    values = torch.rand(LARGE)
+    unseen = torch.ones(LARGE, dtype=torch.bool)
+    unseen[sampled_places()] = False
+    values[torch.nonzero(unseen)[0]] = math.nan
+    with pytest.raises(HydrapruneError, match="NaN"):
+        top_mask(values, 3000)
 
 
 @settings(deadline=None, max_examples=50)
