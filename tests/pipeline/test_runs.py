@@ -1,6 +1,7 @@
 """Runs: stages once, numbers that hold together, any network, any data, any number of processes."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -185,6 +186,15 @@ def test_the_search_sees_the_share_of_the_images_that_is_asked(quick, tmp_path, 
     pretrained, searched, finetuned = map(len, seen)
     assert pretrained == finetuned
     assert abs(searched - pretrained / 2) <= 10  # to the image in each of ten classes
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"), [("/a/b/hydraprune", "hydraprune"), ("/x/hydraprune/__main__.py", "python -m hydraprune")]
+)
+def test_the_command_on_record_can_be_given_again(quick, tmp_path, monkeypatch, program, shown):
+    monkeypatch.setattr(sys, "argv", [program, "run", "a b.yaml"])
+    run(quick, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["command"] == f"{shown} run 'a b.yaml'"
 
 
 def test_a_share_of_the_images_names_a_stage_only_where_it_counts(quick, tmp_path):

@@ -65,6 +65,10 @@ class StageProgress:
         """Epochs done, with the part of the current one."""
         return self.step / self.steps_per_epoch
 
+    def of_ramp(self, epochs: float) -> float:
+        """Return the share of a ramp over the first `epochs` epochs that is done; 1 where there is none."""
+        return min(1.0, self.epoch / epochs) if epochs > 0 else 1.0
+
 
 class Objective(ABC):
     """A training objective; subclasses are frozen dataclasses whose fields are its parameters.
@@ -150,9 +154,7 @@ class AgainstAttack(Objective):
 
     def current_attack(self, progress: StageProgress) -> PGD:
         """Return the attack at this point of its stage, its radius reduced while the ramp lasts."""
-        if self.ramp_epochs > 0:
-            return self.attack.ramped(progress.epoch / self.ramp_epochs)
-        return self.attack
+        return self.attack.ramped(progress.of_ramp(self.ramp_epochs))
 
 
 def rising(eps: Eps, epochs: float) -> str:

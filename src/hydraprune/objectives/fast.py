@@ -71,7 +71,7 @@ class FastAT(WithCrossEntropy):
 
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the cross-entropy of the attacked images, with GradAlign where it has a weight."""
-        eps = self.eps * (min(1.0, progress.epoch / self.ramp_epochs) if self.ramp_epochs > 0 else 1.0)
+        eps = self.eps * progress.of_ramp(self.ramp_epochs)
         adversarial = self.perturb(model, batch, eps)
         if self.grad_align == 0:
             yield self.classification(model, adversarial, batch.labels)

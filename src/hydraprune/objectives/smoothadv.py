@@ -61,14 +61,13 @@ class SmoothAdv(Smoothed):
 
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the mean cross-entropy of noisy adversarial images."""
-        share = min(1.0, progress.epoch / self.ramp_epochs) if self.ramp_epochs > 0 else 1.0
         smoothed = _WithNoise(model, self.draw(batch.images, self.samples), self.samples)
         labels = batch.labels.repeat(self.samples)
 
         def soft_loss(logits: Tensor) -> Tensor:
             return F.nll_loss(self._log_mean(logits), batch.labels, reduction="sum")
 
-        eps = share * self.eps
+        eps = progress.of_ramp(self.ramp_epochs) * self.eps
         if self.attack == "pgd":
             attack = PGD("l2", Eps(eps), self.steps, Eps(2 * eps / self.steps), random_start=False)
             adversarial = attack.perturb(smoothed, batch.images, soft_loss)

@@ -249,7 +249,7 @@ class Recipe:
     def score_lr(self) -> float | None:
         """The learning rate of scores where weights learn beside them at one of their own."""
         criterion = self.prune.criterion
-        return self.prune.search.optimiser.lr if isinstance(criterion, Hydra) and criterion.joint else None
+        return self.prune.search.optimiser.lr if criterion.trains_weights and criterion.own_rate else None
 
     def complaints(self) -> list[str]:
         """Return every value that is out of range, one line each; empty for a sound recipe."""

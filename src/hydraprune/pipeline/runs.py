@@ -223,8 +223,8 @@ def _finish(paths: RunPaths, recipe: Recipe, rows: list[dict[str, Any]], origin:
 def _command() -> str:
     """Return the command line, without the folder that the program lies in."""
     program = os.path.basename(sys.argv[0])  # noqa: PTH119 - argv is text, not a path
-    start = "python -m hydraprune" if program == "__main__.py" else shlex.quote(program)
-    return " ".join([start, shlex.join(sys.argv[1:])])
+    start = ["python", "-m", "hydraprune"] if program == "__main__.py" else [program]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def _open(recipe: Recipe, out: Path, model: nn.Module | None, dataset: Dataset | None, progress: Progress) -> Project:

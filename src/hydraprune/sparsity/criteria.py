@@ -37,6 +37,8 @@ class Criterion(ABC):
 
     Attributes:
         searches: the scores learn afterwards, by the robust objective.
+        own_rate: where weights learn beside them, scores keep the learning rate of the search; else all learn at that
+            of fine-tuning.
         signed: importance is the score itself, not its magnitude.
         live: the score is the weight as it is at the moment: masks that change during training follow it.
         needs_probe: `score_network` asks for the objective on a few batches.
@@ -45,6 +47,7 @@ class Criterion(ABC):
     """
 
     searches: ClassVar[bool] = False
+    own_rate: ClassVar[bool] = False
     signed: ClassVar[bool] = False
     live: ClassVar[bool] = False
     needs_probe: ClassVar[bool] = False
@@ -104,6 +107,7 @@ class Hydra(Criterion):
     """
 
     searches: ClassVar[bool] = True
+    own_rate: ClassVar[bool] = True
 
     init: Literal["scaled", "random", "magnitude"] = "scaled"
     joint: bool = False
