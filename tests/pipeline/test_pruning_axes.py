@@ -1,5 +1,6 @@
 """Criteria, allocations, patterns, schedules and controls through the whole pipeline, and pruning in one call."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -174,7 +175,7 @@ def test_jointly_scores_learn_at_the_rate_of_the_search_and_weights_at_that_of_f
         return optimiser
 
     monkeypatch.setattr(SGD, "build", kept)
-    dense, searched = stage(recipe, tmp_path, "pretrain")[1], stage(recipe, tmp_path, "prune")[1]
+    dense, (paths, searched) = stage(recipe, tmp_path, "pretrain")[1], stage(recipe, tmp_path, "prune")
     weights, scores = rates[1]
     assert (weights["lr"], scores["lr"]) == (0.03, pytest.approx(2.0))
     assert [tuple(one.shape) for one in scores["params"]] == [
@@ -183,6 +184,9 @@ def test_jointly_scores_learn_at_the_rate_of_the_search_and_weights_at_that_of_f
     changed = [name for name in dense if not torch.equal(dense[name], searched[name])]
     assert any(name.endswith("weight") for name in changed)
     assert any(name.endswith("bias") for name in changed)
+    histogram = json.loads(paths.histogram.read_text())
+    largest = max(float(dense[name].abs().max()) for name in histogram["layers"])
+    assert histogram["edges"][-1] == pytest.approx(largest)  # of the weights after pre-training
     frozen = with_prune(recipe, criterion=Hydra())
     assert recipe.score_lr == 2.0
     assert frozen.score_lr is None

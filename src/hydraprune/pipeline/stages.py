@@ -7,7 +7,7 @@ A stage that is finished returns at once; else it goes on from its checkpoint.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,8 +61,8 @@ def prune(project: Project) -> StagePaths:
     parent = pretrain(project)
 
     def work(paths: StagePaths) -> dict[str, Any]:
-        model = _fresh(project)
-        sparsity.restore(model, load_file(parent.model))
+        model, dense = _fresh(project), load_file(parent.model)
+        sparsity.restore(model, dense)
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masks = sparsity.prune(
             model,
@@ -93,7 +93,7 @@ def prune(project: Project) -> StagePaths:
             finish=finish,
             images=project.search,
         )
-        project.group.leader(lambda: _write_histogram(paths, model, masks))
+        project.group.leader(lambda: _write_histogram(paths, dense, masks))
         return {**outcome, "layers": masks.summary().as_rows()}
 
     return make(project, prune_stage(project), work)
@@ -364,10 +364,10 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
     return validate
 
 
-def _write_histogram(paths: StagePaths, model: nn.Module, masks: MaskSet, bins: int = 41) -> None:
+def _write_histogram(paths: StagePaths, dense: Mapping[str, Tensor], masks: MaskSet, bins: int = 41) -> None:
     """Count the pre-trained weights that were kept and removed, over equal bins of the whole range."""
-    state, kept = sparsity.plain_state(model), masks.as_dict()
-    weights = {name: state[name].float().cpu() for name in kept}
+    kept = masks.as_dict()
+    weights = {name: dense[name].float() for name in kept}
     limit = max(float(weight.abs().max()) for weight in weights.values()) or 1.0
     edges = torch.linspace(-limit, limit, bins + 1)
     layers = {
