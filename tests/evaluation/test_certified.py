@@ -11,7 +11,8 @@ from hydraprune.data import Split
 from hydraprune.errors import HydrapruneError, Interrupted, UserError
 from hydraprune.evaluation import Protocol, State, certification_identity
 from hydraprune.evaluation import certified as module
-from hydraprune.evaluation.certified import CASCADE, VERDICTS, certify, write_verdicts
+from hydraprune.evaluation.certified import CASCADE, certify
+from hydraprune.evaluation.verdicts import VERDICTS, write_verdicts
 
 EPS = Eps("0.05")
 ATTACK = Protocol(PGD("linf", EPS, steps=20), restarts=2)

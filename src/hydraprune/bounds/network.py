@@ -11,9 +11,9 @@ from hydraprune.bounds.interval import Bounds
 from hydraprune.bounds.propagation import CHUNK, Ascent, Intermediates, Propagation
 from hydraprune.bounds.region import Region
 from hydraprune.bounds.rounding import Rounding
+from hydraprune.bounds.site import Statistics
 from hydraprune.bounds.specification import checked
 from hydraprune.bounds.trace import Graph
-from hydraprune.bounds.translate import Statistics
 from hydraprune.errors import UserError
 
 Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown", "fast-lin"]

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from hydraprune.bounds.modules import LEAVES
 from hydraprune.bounds.operations import Diagonal, Input, Operation, Shape, Sum, Weighted
-from hydraprune.bounds.translate import LEAVES, Site, Statistics, translate
+from hydraprune.bounds.site import Site, Statistics
+from hydraprune.bounds.translate import translate
 from hydraprune.errors import UserError
 from hydraprune.modes import eval_mode
 

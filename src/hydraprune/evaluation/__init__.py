@@ -1,14 +1,7 @@
 """Evaluation: benign, empirical and certified robust accuracy, and whether the number can be believed."""
 
 from hydraprune.evaluation.card import model_card
-from hydraprune.evaluation.certified import (
-    CERTIFIERS,
-    VERDICTS,
-    Certified,
-    certification_identity,
-    certify,
-    write_verdicts,
-)
+from hydraprune.evaluation.certified import CERTIFIERS, certification_identity, certify
 from hydraprune.evaluation.empirical import evaluate, identity
 from hydraprune.evaluation.interval import clopper_pearson
 from hydraprune.evaluation.outcome import Adversarial, Empirical
@@ -27,6 +20,7 @@ from hydraprune.evaluation.protocol import (
 from hydraprune.evaluation.sanity import Sanity, sanity_warnings
 from hydraprune.evaluation.share import Share
 from hydraprune.evaluation.state import State
+from hydraprune.evaluation.verdicts import VERDICTS, Certified, write_verdicts
 
 __all__ = [
     "CERTIFIERS",

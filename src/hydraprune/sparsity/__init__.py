@@ -8,7 +8,7 @@ from hydraprune.sparsity.allocations import ALLOCATIONS, Allocation, Erk, Global
 from hydraprune.sparsity.criteria import CRITERIA, Criterion, Hydra, LeastWeightMagnitude, Probe, Random
 from hydraprune.sparsity.learned import Learned
 from hydraprune.sparsity.mask import ScoredMask
-from hydraprune.sparsity.masks import MaskSet, attach, attach_fixed, bake, prune
+from hydraprune.sparsity.masks import MaskSet
 from hydraprune.sparsity.movement import Movement
 from hydraprune.sparsity.own import Function, OwnFunction
 from hydraprune.sparsity.patterns import PATTERNS, Blocks, Channels, NofM, Pattern, Weights
@@ -20,6 +20,7 @@ from hydraprune.sparsity.sensitivity import Grasp, Snip, Taylor
 from hydraprune.sparsity.shrinking import fit, shrink, silence
 from hydraprune.sparsity.state import plain_state, restore
 from hydraprune.sparsity.summary import LayerSummary, Summary
+from hydraprune.sparsity.surgery import attach, attach_fixed, bake, prune
 from hydraprune.sparsity.synflow import SynFlow
 from hydraprune.sparsity.topk import check_sparsity, kept_count, removed_count, top_mask
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.sparsity.channels import CONVS, ChannelGraph, Step
 from hydraprune.sparsity.mask import has_mask
-from hydraprune.sparsity.masks import bake
+from hydraprune.sparsity.surgery import bake
 
 
 def shrink(model: nn.Module, image: Tensor, tolerance: float = 1e-9) -> nn.Module:

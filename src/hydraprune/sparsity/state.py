@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hydraprune.errors import UserError
 from hydraprune.sparsity.mask import has_mask
-from hydraprune.sparsity.masks import MaskSet, attach_fixed
+from hydraprune.sparsity.masks import MaskSet
+from hydraprune.sparsity.surgery import attach_fixed
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
