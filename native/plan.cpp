@@ -66,9 +66,7 @@ size_t bounded(double floats) {
 }
 
 constexpr double kCached = 32 * 1024;  // bytes of the first cache for what a tile reads
-
-constexpr double kFewReads = 16;
-constexpr double kVisit = 64;             // multiply-adds that are worth another visit of the sums
+constexpr double kVisit = 64;          // multiply-adds that are worth another visit of the sums
 
 bool pointwise(const Window& k) { return k == Window{1, 1, 1, 1, 0, 0, 1, 1}; }
 
@@ -98,7 +96,7 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
     constexpr double kTap = 1.7, kDense = .6, kDirect = 1.13;
     // A weight that does not come from a cache of this core costs that much, however few vectors it is used for.
     const double stream = all * sizeof(float) > 512e3 ? 1.8 : 0;
-    const double bytes = static_cast<double>(in.c) * (in.h + 2 * k.ph) * (in.w + 2 * k.pw) * lanes * sizeof(float);
+    const double bytes = static_cast<double>(in.c) * in.h * (in.w + 2 * k.pw) * lanes * sizeof(float);
     const double read = lanes == 1 ? 1.2 : bytes < 200e3 ? 1. : bytes < 800e3 ? 2.2 : 5.;
     if (lanes == 1 && pixels == 1) {
         constexpr double kDot = 2.4;  // a kept weight
@@ -405,8 +403,7 @@ int Program::layout_for(int n, const Node& conv) {
     layout->window = conv.window;
     layout->out_h = conv.shape.h;
     layout->out_w = conv.shape.w;
-    const double inputs = static_cast<double>(network_[n].shape.c) * conv.window.kh * conv.window.kw;
-    plan_copies(*layout, n, static_cast<double>(conv.weight.size()) / inputs);
+    plan_copies(*layout, n);
     const int index = static_cast<int>(layouts_.size());
     const size_t floats = network_[n].shape.c * layout->stride + 32 * kernels_.lanes;
     layout_buffer_.push_back(static_cast<int>(buffers_.size()));
@@ -416,23 +413,18 @@ int Program::layout_for(int n, const Node& conv) {
     return index;
 }
 
-void Program::plan_copies(Layout& l, int n, double reads) const {
+void Program::plan_copies(Layout& l, int n) const {
     const Window& k = l.window;
     const Plane& in = slot_[n];
     const int vector = kernels_.lanes;
     l.tap_offset.resize(k.kh * k.kw);
     l.pitch = lanes_ > 1 ? l.out_w + (k.kw - 1) * k.dw / k.sw : l.out_w;
     const bool shifted = lanes_ == 1 && k.sh == 1 && k.sw == 1 && in.pitch == l.pitch;
-    // Rows shorter than a vector, one behind the other: those that would begin within a vector are copies of their own,
-    // unless each is read so often that it pays to keep all of them in the first cache.
-    const bool rows_fit = shifted && l.pitch < vector && vector % l.pitch == 0;
-    const int step = rows_fit && reads <= kFewReads ? vector / l.pitch : k.sh;
-    const auto row_of = [&](int ky) { return k.sh > 1 ? ky * k.dh / k.sh : ky * k.dh / step * step; };
     std::vector<size_t> copy_of;
     std::map<std::pair<int, int>, size_t> found;
     for (int ky = 0; ky < k.kh; ++ky)
         for (int kx = 0; kx < k.kw; ++kx) {
-            const int row = row_of(ky), phase = ky * k.dh % step;
+            const int row = ky * k.dh / k.sh, phase = ky * k.dh % k.sh;
             const int column = lanes_ > 1 ? kx * k.dw % k.sw : kx * k.dw;
             const size_t c = found.emplace(std::make_pair(phase, column), l.copies.size()).first->second;
             if (c == l.copies.size()) l.copies.push_back({phase, column, 0, 0, {}});
@@ -462,7 +454,7 @@ void Program::plan_copies(Layout& l, int n, double reads) const {
     for (int ky = 0; ky < k.kh; ++ky)
         for (int kx = 0; kx < k.kw; ++kx) {
             const int tap = ky * k.kw + kx;
-            const size_t pixel = static_cast<size_t>(row_of(ky)) * l.pitch + (lanes_ > 1 ? kx * k.dw / k.sw : 0);
+            const size_t pixel = static_cast<size_t>(ky * k.dh / k.sh) * l.pitch + (lanes_ > 1 ? kx * k.dw / k.sw : 0);
             l.tap_offset[tap] = l.copies[copy_of[tap]].dst + pixel * lanes_;
         }
 }

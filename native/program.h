@@ -131,7 +131,7 @@ class Program {
 
     void plan_planes(const std::vector<std::vector<int>>& users);
     void plan_pipelines();
-    void plan_copies(Layout& layout, int in, double reads) const;  // reads: how often each input is read
+    void plan_copies(Layout& layout, int in) const;
     int layout_for(int node, const Node& conv);
     void plan_conv(Pipeline& pipeline);
     void pack_each(const Node& node, Conv& conv, bool dense) const;

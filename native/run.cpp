@@ -270,13 +270,16 @@ void Program::write_copies(const Layout& layout, const Plane& from, const float*
             for (int row = 0; row < copy.rows; ++row, to += width) {
                 const int y = row * k.sh + copy.phase_y - k.ph;
                 if (y < 0 || y >= from.h || left == right) {
-                    std::fill(to, to + width, 0.f);
+                    // Images side by side: no tap reads a row outside the map, see `row_classes`.
+                    if (lanes_ == 1 || left == right) std::fill(to, to + width, 0.f);
                     continue;
                 }
                 const float* source = in + (static_cast<ptrdiff_t>(y) * from.pitch + left * k.sw + start) * lanes_;
                 std::fill(to, to + first, 0.f);
                 if (lanes_ == 1)
                     kernels_.every(source, to + left, right - left, k.sw);
+                else if (k.sw == 1)
+                    std::memcpy(to + first, source, (last - first) * sizeof(float));
                 else
                     for (int x = left; x < right; ++x, source += static_cast<size_t>(k.sw) * lanes_)
                         std::memcpy(to + static_cast<size_t>(x) * lanes_, source, lanes_ * sizeof(float));
