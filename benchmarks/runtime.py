@@ -155,6 +155,8 @@ def timed(engines: dict[str, Run], images: np.ndarray, repeats: int, threads: in
     times: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(repeats):
         for name, run in engines.items():
+            if threads > 1:
+                time.sleep(0.05)  # until the threads of the engine before have stopped waiting for work
             run(images)
             start = clock()
             run(images)

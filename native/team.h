@@ -24,6 +24,15 @@ inline int process() {
 #endif
 }
 
+// Lets the other thread of a core run, and takes long enough for a spin to be worth counting.
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");
+#endif
+}
+
 class Team {
   public:
     explicit Team(int threads) {
@@ -54,19 +63,23 @@ class Team {
             }
         };
         next_ = 0;
-        busy_ = static_cast<int>(workers_.size());
+        open_ = true;
         {
             std::lock_guard<std::mutex> lock(mutex_);
             generation_.fetch_add(1);
         }
         wake_.notify_all();
         call_(0);
-        for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; ++spins)
+        // Whoever is still asleep is not waited for: either it sees that the call is closed, or its presence is seen here.
+        open_ = false;
+        for (int spins = 0; present_ > 0; ++spins)
             if (spins > kSpins) std::this_thread::yield();
+            else pause();
         if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     }
 
   private:
+    // Some 20 to 100 µs: layers follow one another faster than a thread that sleeps is woken.
     static constexpr int kSpins = 2000;
 
     void stop() {
@@ -82,16 +95,16 @@ class Team {
     void work(int thread) {
         unsigned seen = 0;
         for (;;) {
-            for (int spins = 0; generation_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) {
-            }
+            for (int spins = 0; generation_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) pause();
             if (generation_.load(std::memory_order_acquire) == seen) {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return generation_.load() != seen; });
             }
             seen = generation_.load(std::memory_order_acquire);
             if (stop_) return;
-            call_(thread);
-            busy_.fetch_sub(1, std::memory_order_release);
+            ++present_;
+            if (open_) call_(thread);
+            --present_;
         }
     }
 
@@ -99,8 +112,8 @@ class Team {
     std::mutex mutex_;
     std::condition_variable wake_;
     std::atomic<unsigned> generation_{0};
-    std::atomic<int> busy_{0}, next_{0};
-    std::atomic<bool> stop_{false};
+    std::atomic<int> present_{0}, next_{0};  // threads that look at the call, and its next piece
+    std::atomic<bool> open_{false}, stop_{false};
     std::function<void(int)> call_;
     std::exception_ptr failure_;
 };
