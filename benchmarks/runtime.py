@@ -6,10 +6,10 @@
 
 Masks are random, BatchNorm has random statistics and is folded in every engine that folds. A round calls every
 engine, for 20 ms to warm its caches and threads and once for the clock, so that other work on the machine hits all
-alike. Times are medians over the rounds, of the processor's time at one thread and of the wall clock at more; a ratio is the median
-over the rounds of the rival's time by ours, with its quartiles. Before it is timed, a rival must give the logits of
-torch, within 1e-3 of the largest in float32 and 15 % in lower precision. Dense engines gain nothing from zeros: they
-run the network at 90 %.
+alike. Times are medians over the rounds, of the processor's time at one thread and of the wall clock at more; a ratio
+is the median over the rounds of the rival's time by ours, with its quartiles. Before it is timed, a rival must give
+the logits of torch, within 1e-3 of the largest in float32 and 15 % in lower precision. Dense engines gain nothing
+from zeros: they run the network at 90 %.
 
 Engines, where installed: ours with each set of kernels; ONNX Runtime float32 and int8 (static quantisation, per
 channel); torch eager (channels_last) and torch.compile bfloat16; OpenVINO float32 and bfloat16.
