@@ -18,7 +18,7 @@ if ! [ -x "$venv/bin/python" ]; then
 fi
 echo "setting up $venv (a few minutes the first time)" >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,tensorboard]' 2>"$log" >&2 ||
-    fail "pip could not install the pinned versions: $(grep -i error "$log" | tail -n 1)"
+    fail "pip could not install the pinned versions: $(grep -i error "$log" | grep -v '^ *note:' | tail -n 1)"
 "$venv/bin/python" -c 'from hydraprune.runtime import available_kernels as have; raise SystemExit(not have())' 2>/dev/null ||
     echo "no C++ compiler: the sparse runtime will take its slow path in NumPy; install g++ and run 'make clean' to mend it" >&2
 touch "$venv/.ready"
