@@ -67,6 +67,15 @@ def test_export_takes_it(tmp_path, capsys):
     said(capsys, "export", TARGET, "--to", "state-dict", "--output", str(tmp_path / "dense.safetensors"))
 
 
+def test_export_needs_no_data_where_evaluation_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = "zoo:mnist-cnn_small-99-certified"
+    said(capsys, "export", target, "--output", "again.hp")
+    assert (tmp_path / "again.hp").read_bytes() == zoo.locate(target).read_bytes()
+    assert main(["evaluate", target]) == 2
+    assert "data set 'mnist' not found" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

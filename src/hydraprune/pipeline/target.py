@@ -1,6 +1,8 @@
 """What a user points at: a compact artefact or one of the zoo, a run or stage folder, or an own network."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ class Target:
         model: plain, in eval mode; pruned weights are zero.
         masks: by parameter name; empty for a dense network.
         architecture: how to build it again.
-        dataset: the data it is for.
+        load: reads the data it is for.
         norm: of the threat model that it was trained for.
         eps: its radius; 0 where nothing is known of one.
         description: what its file says of it.
@@ -40,10 +42,21 @@ class Target:
     model: nn.Module
     masks: dict[str, Tensor]
     architecture: Architecture
-    dataset: Dataset
+    load: Callable[[], Dataset]
     norm: str
     eps: Eps
     description: dict[str, Any]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data it is for, read when first asked for: who only exports a network needs none.
+
+        Raises:
+            UserError: the data is unknown, not there, or does not fit the network.
+        """
+        dataset = self.load()
+        check_network(self.model, dataset)
+        return dataset
 
     def ball(self, norm: NormName | None, eps: Eps | None) -> tuple[NormName, Eps]:
         """Return the norm and radius that are meant, where not given those that the network was trained for.
@@ -101,8 +114,7 @@ def _own(factory: str | None, weights: Path | None, data: str | None, root: Path
     model = _build(architecture, factory)
     assert model is not None
     export.load_state_dict(weights, model)
-    check_network(model, dataset)
-    return Target(str(weights), model.eval(), {}, architecture, dataset, "linf", Eps("0"), {"data": data})
+    return Target(str(weights), model.eval(), {}, architecture, lambda: dataset, "linf", Eps("0"), {"data": data})
 
 
 def _artefact(name: str, path: Path, factory: str | None, data: str | None, root: Path | None) -> Target:
@@ -140,20 +152,22 @@ def _described(
     data: str | None,
     root: Path | None,
 ) -> Target:
-    chosen = data or description.get("data")
-    known = chosen in datasets.DATASETS or chosen in datasets.IMAGE_FOLDERS
-    if not isinstance(chosen, str) or (data is None and not known):
-        raise UserError(f"'{name}' was trained on data that hydraprune does not know ('{chosen}'); give --data NAME")
-    size = architecture.in_shape[1] if chosen in datasets.IMAGE_FOLDERS else None
-    dataset = datasets.load(chosen, root, size)
-    check_network(model, dataset)
+    def load() -> Dataset:
+        chosen = data or description.get("data")
+        known = chosen in datasets.DATASETS or chosen in datasets.IMAGE_FOLDERS
+        if not isinstance(chosen, str) or (data is None and not known):
+            raise UserError(
+                f"'{name}' was trained on data that hydraprune does not know ('{chosen}'); give --data NAME"
+            )
+        return datasets.load(chosen, root, architecture.in_shape[1] if chosen in datasets.IMAGE_FOLDERS else None)
+
     threat = description.get("threat", {})
     return Target(
         name,
         model,
         masks,
         architecture,
-        dataset,
+        load,
         threat.get("norm", "linf"),
         Eps(threat.get("eps", "0")),
         description,
