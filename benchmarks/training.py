@@ -300,9 +300,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.99)
     parser.add_argument("--samples", type=int, default=5, help="images of a batch that MixTrain bounds")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--updates", type=int, default=1, help="of ours at once; short ones need more"
-    )
+    parser.add_argument("--updates", type=int, default=1, help="of ours at once; short ones need more")
     parser.add_argument("--threads", type=int, default=0, help="0 takes torch's own choice")
     parser.add_argument("--bf16", action="store_true", help="also ours in bfloat16")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain loop out")
