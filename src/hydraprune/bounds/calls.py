@@ -68,7 +68,7 @@ def _broadcast(node: fx.Node, site: Site, moving: fx.Node, constant: Any) -> Ten
     return tensor
 
 
-def _call_relu(node: fx.Node, site: Site, input: fx.Node, inplace: bool = False) -> Found:  # noqa: ARG001
+def _call_relu(node: fx.Node, site: Site, input: fx.Node, inplace: bool = False) -> Found:
     return [input], LeakyReLU(site.shapes[node], 0.0)
 
 
@@ -77,7 +77,7 @@ def _call_leaky_relu(
     site: Site,
     input: fx.Node,
     negative_slope: float = 0.01,
-    inplace: bool = False,  # noqa: ARG001
+    inplace: bool = False,
 ) -> Found:
     return [input], leaky(node, site, negative_slope)
 
@@ -90,7 +90,7 @@ def _call_dropout(
     node: fx.Node,
     site: Site,
     input: fx.Node,
-    p: float = 0.5,  # noqa: ARG001 - off is off
+    p: float = 0.5,
     training: Any = True,
     **_: Any,
 ) -> Found:
@@ -138,7 +138,7 @@ def _call_max_pool(
     stride: Any = None,
     padding: Any = 0,
     dilation: Any = 1,
-    ceil_mode: bool = False,  # noqa: ARG001 - the shape of a run knows it
+    ceil_mode: bool = False,  # the shape of a run knows it
     return_indices: bool = False,
 ) -> Found:
     return [input], max_window(node, input, site, kernel_size, stride, padding, dilation, return_indices)

@@ -47,7 +47,7 @@ def _linear(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operatio
     return Dense(site.both(parent, node), site.read(module.weight), site.optional(module.bias))
 
 
-def _batch_norm(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:  # noqa: ARG001
+def _batch_norm(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
     if str(node.target) in site.statistics:
         mean, variance = (site.read(part) for part in site.statistics[str(node.target)])
     elif module.running_mean is None:
@@ -65,11 +65,11 @@ def _batch_norm(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Oper
     return Diagonal(shape, scale, bias, magnitude)
 
 
-def _relu(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:  # noqa: ARG001
+def _relu(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
     return LeakyReLU(site.shapes[node], 0.0)
 
 
-def _leaky_relu(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:  # noqa: ARG001
+def _leaky_relu(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
     return leaky(node, site, module.negative_slope)
 
 
@@ -150,7 +150,7 @@ def adaptive_average(node: fx.Node, parent: fx.Node, site: Site, size: Any) -> O
     return Nonnegative(shapes, lambda x: F.adaptive_avg_pool2d(x, size), shapes[0][1] * shapes[0][2])
 
 
-def _reshape(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:  # noqa: ARG001
+def _reshape(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
     return Reshape(site.both(parent, node))
 
 
