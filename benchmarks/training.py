@@ -2,9 +2,8 @@
 
 - ours: `hydraprune.engine.train`, NHWC, masks by threshold once for each update, clean logits once for each batch.
 - ours, dense: the same objective on the same network without masks: what pruning costs on top.
-- plain: what the paper describes and its published code does, written here anew: NCHW, in every forward pass the
-  scores of each layer are sorted whole, TRADES computes the clean logits again in each step of the attack and once
-  more to show them. For trades, stability and pgd50 (an attack alone, 50 steps, one batch).
+- plain: what the papers describe and their published code does, in `plain_loops.py`. pgd50 is an attack alone, of 50
+  steps on one batch.
 
 Contenders take turns, so that whatever else the machine does meets all of them. `floor` is the time that the
 convolutions and matrix products would take at the speed of one large float32 matrix product, measured here. On bounds
@@ -13,11 +12,13 @@ updates are those at the whole radius; those of crown-ibp keep their linear boun
     python benchmarks/training.py                                    TRADES-10, VGG16, prune and finetune
     python benchmarks/training.py --networks vgg16_bn wrn_28_4 --objectives trades stability --json
     python benchmarks/training.py --networks cnn_large --objectives ibp crown-ibp mixtrain --stages pretrain prune
+    python benchmarks/training.py --objectives mixtrain --networks cnn_large --samples 1 --memory
     python benchmarks/training.py --profile                          where the time of ours goes
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -27,10 +28,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import plain_loops
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -54,101 +54,13 @@ OBJECTIVES: dict[str, Objective] = {
 Update = Callable[[], object]
 
 
-class Sorted(torch.autograd.Function):
-    """1 for the largest scores and 0 for the rest, by a full sort; the gradient goes straight through."""
-
-    @staticmethod
-    def forward(_: object, scores: Tensor, kept: int) -> Tensor:
-        order = scores.flatten().sort().indices
-        mask = torch.ones_like(scores).flatten()
-        mask[order[: scores.numel() - kept]] = 0
-        return mask.view_as(scores)
-
-    @staticmethod
-    def backward(_: object, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-class SortedMask(nn.Module):
-    """The masked weight, sorted anew whenever it is read."""
-
-    def __init__(self, weight: Tensor, sparsity_asked: float) -> None:
-        super().__init__()
-        self.scores = nn.Parameter(weight.detach().clone())
-        self.kept = sparsity.kept_count(sparsity_asked, weight.numel())
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * Sorted.apply(self.scores.abs(), self.kept)
-
-
-def plain_network(name: str, stage: str, sparsity_asked: float) -> nn.Module:
-    """Return the network of the plain loop, with gradients on what the stage trains."""
-    network = models.create(name, CLASSES, SHAPE)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and stage != "pretrain":
-            parametrize.register_parametrization(module, "weight", SortedMask(module.weight, sparsity_asked))
-    for key, parameter in network.named_parameters():
-        parameter.requires_grad_(key.endswith("scores") == (stage == "prune"))
-    return network
-
-
-def plain_trades(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    attack = OBJECTIVES["trades"].attack
-    eps, step = float(attack.eps), float(attack.step_size)
-    network.eval()
-    adversarial = images + 0.001 * torch.randn_like(images)
-    for _ in range(attack.steps):
-        adversarial.requires_grad_()
-        divergence = F.kl_div(
-            F.log_softmax(network(adversarial), 1), F.softmax(network(images), 1), reduction="batchmean"
-        )
-        (gradient,) = torch.autograd.grad(divergence, adversarial)
-        moved = adversarial.detach() + step * gradient.sign()
-        adversarial = torch.min(torch.max(moved, images - eps), images + eps).clamp(0, 1)
-    network.train()
-    clean, attacked = network(images), network(adversarial)
-    with torch.no_grad():
-        network(adversarial)  # the accuracy that is shown
-    robust = F.kl_div(F.log_softmax(attacked, 1), F.softmax(clean, 1), reduction="batchmean")
-    return F.cross_entropy(clean, labels) + 6.0 * robust
-
-
-def plain_stability(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    clean, noisy = network(images), network(images + 0.25 * torch.randn_like(images))
-    robust = F.kl_div(F.log_softmax(noisy, 1), F.softmax(clean, 1), reduction="batchmean")
-    return F.cross_entropy(clean, labels) + 6.0 * robust
-
-
-def plain_pgd(network: nn.Module, images: Tensor, labels: Tensor, steps: int = 50) -> Tensor:
-    adversarial = images + (2 * torch.rand_like(images) - 1) * float(EPS)
-    for _ in range(steps):
-        adversarial.requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(network(adversarial), labels), adversarial)
-        moved = adversarial.detach() + 2 / 255 * gradient.sign()
-        adversarial = torch.min(torch.max(moved, images - float(EPS)), images + float(EPS)).clamp(0, 1)
-    return adversarial
-
-
-PLAIN = {"trades": plain_trades, "stability": plain_stability}
-
-
 def plain_update(name: str, objective: str, stage: str, split: Split, asked: float) -> Update:
     """Return one update of the plain loop; for pgd50 one attack."""
-    network = plain_network(name, stage, asked)
-    images, labels = split.images / 255, split.labels
+    network = plain_loops.network_for(name, SHAPE, CLASSES, stage, asked)
     if objective == "pgd50":
         network.eval().requires_grad_(False)
-        return lambda: plain_pgd(network, images, labels)
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.SGD(learning, lr=1e-3, momentum=0.9, weight_decay=1e-4)
-
-    def update() -> None:
-        loss = PLAIN[objective](network, images, labels)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-    return update
+        return lambda: plain_loops.pgd(network, split.images / 255, split.labels, float(EPS))
+    return plain_loops.update(network, objective, OBJECTIVES[objective], split)
 
 
 def our_update(
@@ -223,6 +135,47 @@ def take_turns(contenders: dict[str, Update], repeats: int, updates: int) -> dic
     return taken
 
 
+def contender(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace) -> Update:
+    """Return one update of a contender, or `--updates` at once if it is one of ours."""
+    name, objective, _, split = cell
+    if way == "plain":
+        return plain_update(*cell, options.sparsity)
+    if way == "ours, dense":
+        return our_update(name, objective, "pretrain", split, None, updates=updates_of(objective, options))
+    return our_update(*cell, options.sparsity, bf16=way == "ours, bf16", updates=updates_of(objective, options))
+
+
+def updates_of(objective: str, options: argparse.Namespace) -> int:
+    return 1 if objective == "pgd50" else int(options.updates)
+
+
+def grown(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace, result: Any) -> None:
+    """Send how far the largest resident set of this process grows by one update (Linux)."""
+
+    def largest() -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+
+    use_options(options)
+    work = contender(way, cell, options)
+    before = largest()
+    work()
+    result.send(largest() - before)
+
+
+def peak_memory(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace) -> int:
+    """Return the bytes that one update needs on top of the network, measured in a process of its own."""
+    new = multiprocessing.get_context("spawn")
+    here, there = new.Pipe(duplex=False)
+    process = new.Process(target=grown, args=(way, cell, options, there))
+    process.start()
+    there.close()
+    try:
+        return int(here.recv())
+    finally:
+        process.join()
+
+
 def measure(name: str, objective: str, stage: str, options: argparse.Namespace, peak: float) -> dict[str, object]:
     """Return one row: the median seconds of each contender, their ratios, and the floor of ours."""
     torch.manual_seed(0)
@@ -230,16 +183,15 @@ def measure(name: str, objective: str, stage: str, options: argparse.Namespace, 
         torch.randint(0, 256, (options.batch, *SHAPE), dtype=torch.uint8), torch.randint(CLASSES, (options.batch,))
     )
     common = (name, objective, stage, split)
-    updates = 1 if objective == "pgd50" else options.updates
-    contenders: dict[str, Update] = {"ours": our_update(*common, options.sparsity, updates=updates)}
-    if stage != "pretrain" and objective != "pgd50":
-        contenders["ours, dense"] = our_update(name, objective, "pretrain", split, None, updates=updates)
-    if options.bf16:
-        contenders["ours, bf16"] = our_update(*common, options.sparsity, bf16=True, updates=updates)
-    if (objective in PLAIN or objective == "pgd50") and not options.no_plain:
-        contenders["plain"] = plain_update(*common, options.sparsity)
+    ways = ["ours"]
+    ways += ["ours, dense"] if stage != "pretrain" and objective != "pgd50" else []
+    ways += ["ours, bf16"] if options.bf16 else []
+    ways += [] if options.no_plain else ["plain"]
+    contenders = {way: contender(way, common, options) for way in ways}
+    updates = updates_of(objective, options)
     with Flops() as counter:
         contenders["ours"]()
+    peaks = {way: peak_memory(way, common, options) for way in contenders} if options.memory else None
     taken = take_turns(contenders, options.repeats, updates)
     middle = {way: statistics.median(times) for way, times in taken.items()}
     row: dict[str, object] = {
@@ -251,6 +203,8 @@ def measure(name: str, objective: str, stage: str, options: argparse.Namespace, 
         "all_seconds": taken,
         "floor_seconds": counter.total / updates / peak,
     }
+    if peaks is not None:
+        row["peak_bytes"] = peaks
     if "plain" in middle:
         row["ratio"] = middle["plain"] / middle["ours"]
         if "ours, bf16" in middle:
@@ -267,6 +221,9 @@ def show(row: dict[str, object]) -> None:
     for way, value in middle.items():
         print(f"  {way:<12} {value:8.3f} s   {value / middle['ours']:6.2f} × ours")
     print(f"  {'floor':<12} {row['floor_seconds']:8.3f} s   {row['floor_seconds'] / middle['ours']:6.0%} of ours")
+    peaks = row.get("peak_bytes")
+    if isinstance(peaks, dict):
+        print(f"  memory       {', '.join(f'{way} {size / 2**20:.0f} MiB' for way, size in peaks.items())}")
     if "overhead_of_pruning" in row:
         print(f"  masks cost {row['overhead_of_pruning']:+.1%}")
 
@@ -289,6 +246,13 @@ def cells(options: argparse.Namespace) -> Iterable[tuple[str, str, str]]:
                 yield name, objective, stage
 
 
+def use_options(options: argparse.Namespace) -> None:
+    """Make the settings of this process those of the command line."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    OBJECTIVES["mixtrain"] = replace(OBJECTIVES["mixtrain"], samples=options.samples)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--networks", nargs="+", default=["vgg16_bn"], help="of `hydraprune models`")
@@ -304,12 +268,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 takes torch's own choice")
     parser.add_argument("--bf16", action="store_true", help="also ours in bfloat16")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain loop out")
+    parser.add_argument(
+        "--memory", action="store_true", help="also the memory of one update, in a process of its own"
+    )
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes, instead of a comparison")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    OBJECTIVES["mixtrain"] = replace(OBJECTIVES["mixtrain"], samples=options.samples)
+    use_options(options)
     if options.profile:
         for cell in cells(options):
             profile(*cell, options)
