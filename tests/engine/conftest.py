@@ -49,14 +49,14 @@ def network() -> Callable[[], nn.Module]:
 
 @pytest.fixture
 def batches() -> Callable[..., Batches]:
-    """Make three batches of 8, 8 and 4 images that can be learnt."""
+    """Make batches of 20 images that can be learnt: of 8, 8 and 4, unless told otherwise."""
 
-    def make(**options: Any) -> Batches:
+    def make(size: int = 8, **options: Any) -> Batches:
         generator = torch.Generator().manual_seed(0)
         labels = torch.arange(20) % 3
         images = torch.randint(0, 60, (20, 1, 4, 4), generator=generator) + 80 * labels.view(-1, 1, 1, 1)
         options = {"augmentation": CropFlip(1), **options}
-        return Batches(Split(images.to(torch.uint8), labels), 8, seed=0, **options)
+        return Batches(Split(images.to(torch.uint8), labels), size, seed=0, **options)
 
     return make
 
@@ -83,9 +83,11 @@ def run(fabric: Fabric, paths: StagePaths, batches: Callable[..., Batches]) -> C
         on: Fabric | None = None,
         teacher: nn.Module | None = None,
         progress: Progress | None = None,
+        **more: Any,
     ) -> list[dict[str, Any]]:
         learning = list(model.parameters()) if parameters is None else parameters
-        work = Work(model, learning, objective, batches() if data is None else data, masks, validate, 3, teacher)
+        images = batches() if data is None else data
+        work = Work(model, learning, objective, images, masks, validate, 3, teacher, **more)
         often = every if isinstance(every, Checkpointing) else Checkpointing(every)
         history, seconds = train(work, training, on or fabric, paths, progress or SilentProgress(), "test", often)
         assert seconds >= 0

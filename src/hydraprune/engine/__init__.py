@@ -1,6 +1,7 @@
 """The engine: one training loop, one checkpointable state, optimisers and schedules as values, Fabric below."""
 
 from hydraprune.engine.averaging import Average, RunningAverage, recalibrate
+from hydraprune.engine.compiled import compile_complaint
 from hydraprune.engine.group import Group
 from hydraprune.engine.hardware import Hardware, available_cores, default_threads, launched, launched_rank
 from hydraprune.engine.log import Logging, StageLog, read_log
@@ -37,6 +38,7 @@ __all__ = [
     "Work",
     "available_cores",
     "check_stop",
+    "compile_complaint",
     "default_threads",
     "graceful",
     "launched",

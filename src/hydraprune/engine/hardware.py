@@ -18,7 +18,8 @@ from hydraprune.errors import UserError
 class Hardware:
     """The machine's side of a run.
 
-    `precision` and `channels_last` are part of what determines a stage; the others change no result beyond rounding.
+    `precision`, `channels_last` and `compile` are part of what determines a stage; the others change no result beyond
+    rounding.
 
     Args:
         accelerator: "auto" takes a GPU where there is one; or "cpu", "cuda".
@@ -27,6 +28,8 @@ class Hardware:
         threads: CPU threads; 0 takes OMP_NUM_THREADS, or every core where that is not set.
         deterministic: let torch use only algorithms that give the same bits each time, and refuse where it has none;
             needed on a GPU, where some sums otherwise run in any order. On a CPU they are the same without it.
+        compile: train through torch.compile: fewer passes over memory, after a minute or so of compiling at the start
+            of each stage. Not for objectives on bounds; on a CPU it needs a C++ compiler.
         data_workers: processes that decode image files ahead of training; none takes one for each thread, 0 decodes
             in the training process. Data sets in memory need none.
     """
@@ -36,6 +39,7 @@ class Hardware:
     channels_last: bool = False
     threads: int = 0
     deterministic: bool = False
+    compile: bool = False
     data_workers: int | None = None
 
     @property

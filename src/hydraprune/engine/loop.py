@@ -14,6 +14,7 @@ from hydraprune.console import Progress, Task
 from hydraprune.data import Batch
 from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
+from hydraprune.engine.compiled import Compiled, check_compilable
 from hydraprune.engine.group import Group, running_statistics
 from hydraprune.engine.health import Watch
 from hydraprune.engine.log import Logging, StageLog
@@ -63,7 +64,8 @@ def train(
     Raises:
         Interrupted: a signal came; the state is saved.
         HydrapruneError: a loss, a gradient or a parameter is NaN or infinite; the step is named.
-        UserError: distillation without a teacher, no checkpoint that can be used, or memory ran out.
+        UserError: distillation without a teacher, no checkpoint that can be used, memory ran out, or the network
+            cannot be compiled.
     """
     advice = "a smaller batch_size needs less, and so does a larger accumulate, which keeps the update as it is"
     with _only_learning(work.model, work.parameters), memory_advice(title, advice):
@@ -83,6 +85,10 @@ def _train(
     group = Group(fabric)
     seed_everything(work.seed, group.rank)
     model = fabric.setup_module(work.model)
+    run = model
+    if work.compile:
+        check_compilable(work.objective, fabric.device)
+        run = fabric.setup_module(Compiled(work.model))
     work = replace(work, objective=_with_teacher(work, training, fabric))
     raw_optimiser = training.optimiser.build(work.groups(training.optimiser.lr))
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
@@ -90,7 +96,7 @@ def _train(
     group.spread(list(work.model.state_dict().values()))
     state = TrainState(work.model, raw_optimiser, RunningAverage(training.average, work.parameters), watch, group)
     state.totals = state.totals.to(fabric.device)
-    updater = Updater(work, training, model, optimiser, fabric, watch, group)
+    updater = Updater(work, training, run, optimiser, fabric, watch, group)
     savings = Savings(paths.checkpoint, paths.checkpoint_before, progress.say)
     per_epoch = len(work.batches)
     steps = training.epochs * per_epoch
@@ -102,7 +108,7 @@ def _train(
         _announce(work.objective.course(training.epochs), title, progress)
     with progress.task(title, steps, state.epoch * per_epoch + state.batch) as bar:
         while state.epoch < training.epochs:
-            model.train()
+            run.train()
             for batch in work.batches.epoch(state.epoch, state.batch):
                 position = StageProgress(state.epoch * per_epoch + state.batch, steps, per_epoch)
                 rate = training.optimiser.lr * training.schedule.factor(position.fraction)

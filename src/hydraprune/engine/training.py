@@ -83,6 +83,7 @@ class Work:
         teacher: for distillation; in eval mode, never changed.
         score_lr: learning rate of what a search trains, where weights learn beside it at the optimiser's; none is
             that of the optimiser for all.
+        compile: whether the network of the updates is compiled; `validate` gets the one that is not.
     """
 
     model: nn.Module
@@ -94,6 +95,7 @@ class Work:
     seed: int
     teacher: nn.Module | None = None
     score_lr: float | None = None
+    compile: bool = False
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the parameters as groups of an optimiser whose rate is `lr`; each has its "share" of that."""

@@ -2,6 +2,7 @@
 
 from hydraprune.objectives.base import OBJECTIVES, Loss, Objective, StageProgress
 from hydraprune.objectives.benign import Benign
+from hydraprune.objectives.bounded import TrainsOnBounds
 from hydraprune.objectives.consistency import Consistency
 from hydraprune.objectives.crown_ibp import CrownIBP
 from hydraprune.objectives.distillation import Distilled
@@ -41,4 +42,5 @@ __all__ = [
     "Stability",
     "StageProgress",
     "Trades",
+    "TrainsOnBounds",
 ]

@@ -142,7 +142,8 @@ def prune(
         ):
             teacher = fabric.to_device(hardware.place(masking.bake(model))) if training.distillation.on else None
             seen = batches(training)
-            work = Work(pruned, parameters, recipe.objective, seen, masks, None, seed, teacher, recipe.score_lr)
+            score_lr, compiled = recipe.score_lr, hardware.compile
+            work = Work(pruned, parameters, recipe.objective, seen, masks, None, seed, teacher, score_lr, compiled)
             paths = StagePaths(io.make_folder(Path(folder) / title))
             train(work, training, fabric, paths, progress or SilentProgress(), title)
             masks.fix()

@@ -34,7 +34,7 @@ class Stage:
 
 
 def pretrain_stage(project: Project) -> Stage:
-    """Describe pre-training: data, network, objective, training, seed, precision."""
+    """Describe pre-training: data, network, objective, training, seed, how numbers are computed."""
     recipe = project.recipe
     return Stage(
         "pretrain",
@@ -46,6 +46,7 @@ def pretrain_stage(project: Project) -> Stage:
             "seed": recipe.seed,
             "precision": recipe.hardware.precision,
             "channels_last": recipe.hardware.channels_last,
+            **({"compile": True} if recipe.hardware.compile else {}),
         },
     )
 

@@ -31,6 +31,7 @@ def provenance(hardware: Hardware, threads: int) -> dict[str, Any]:
         "precision": hardware.precision,
         "dtype": "bfloat16" if hardware.precision == "bf16-mixed" else "float32",
         "channels_last": hardware.channels_last,
+        "compile": hardware.compile,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

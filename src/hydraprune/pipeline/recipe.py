@@ -10,7 +10,7 @@ from typing import Literal
 
 from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
-from hydraprune.engine import SGD, Checkpointing, Hardware, Logging, Training
+from hydraprune.engine import SGD, Checkpointing, Hardware, Logging, Training, compile_complaint
 from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
@@ -290,6 +290,7 @@ class Recipe:
             if count < least:
                 yield f"{key} must be at least {least}, got {count}"
         yield from _axes_complaints(self.prune)
+        yield from _compile_complaints(self)
         yield from _certification_complaints(self)
         for key in ("criteria", "allocations", "sparsities", "seeds"):
             values = getattr(self.compare, key)
@@ -312,6 +313,13 @@ def _share_complaints(recipe: Recipe) -> Iterator[str]:
             yield f"{key} must be in (0, 1], got {share}"
     if not 0.0 < recipe.data.extra_share < 1.0:
         yield f"data.extra_share must be in (0, 1), got {recipe.data.extra_share}"
+
+
+def _compile_complaints(recipe: Recipe) -> Iterator[str]:
+    for objective in (recipe.objective, recipe.pretrain_objective):
+        complaint = None if objective is None else compile_complaint(objective)
+        if recipe.hardware.compile and complaint is not None:
+            yield complaint
 
 
 def _axes_complaints(prune: Pruning) -> Iterator[str]:

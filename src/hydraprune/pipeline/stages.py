@@ -282,6 +282,7 @@ def _train(
     teacher = _teacher(project) if training.distillation.on else None
     validate = _validation(project)
     work = Work(model, learning, objective, batches, masks, validate, recipe.seed, teacher, recipe.score_lr)
+    work = replace(work, compile=recipe.hardware.compile)
     history, seconds = train(
         work, training, project.fabric, paths, project.progress, title, recipe.checkpoint, recipe.log
     )
