@@ -1,6 +1,7 @@
 """Every option × every stage × every objective through the pipeline, and what one that is off leaves: nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -83,6 +84,32 @@ def test_every_option_runs_in_every_stage_with_every_objective(tiny, tmp_path, o
     assert masks.summary().sparsity == pytest.approx(0.9, abs=0.001)
     plain = sparsity.bake(model)
     assert not any(plain.get_parameter(name)[~mask].any() for name, mask in masks.as_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_all_options_go_with_a_compiled_network_and_end_near_the_one_that_is_not(tiny, tmp_path):
+    recipe = with_options(replace(tiny, objective=OBJECTIVES["trades"]), **OPTIONS["all"])
+    stages = []
+    for compile in (False, True):
+        out = tmp_path / str(compile)
+        make_stage(replace(recipe, hardware=replace(tiny.hardware, compile=compile)), out, "finetune")
+        stages.append({name.partition("-")[0]: tensors for name, tensors in networks(out).items()})
+    assert sorted(stages[1]) == ["finetune", "pretrain", "prune"]
+    for name, tensor in stages[0]["pretrain"].items():
+        torch.testing.assert_close(stages[1]["pretrain"][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_compiled_network_is_another_stage_and_not_for_bounds(tiny, tmp_path):
+    project, compiled = open_project(tiny, tmp_path), replace(tiny.hardware, compile=True)
+    assert "compile" not in descriptions.pretrain_stage(project).description
+    changed = replace(project, recipe=replace(tiny, hardware=compiled))
+    assert descriptions.pretrain_stage(changed).description["compile"] is True
+    bounds = replace(tiny, objective=Trades(ATTACK), pretrain_objective=CrownIBP(eps=Eps("0.01")), hardware=compiled)
+    (complaint,) = bounds.complaints()
+    assert complaint.startswith("hardware.compile is for objectives that run the network; CrownIBP goes through it")
+    assert complaint.endswith("set hardware.compile to false")
 
 
 def test_an_option_that_is_off_is_in_no_description_and_one_that_is_on_is(tiny, tmp_path):
