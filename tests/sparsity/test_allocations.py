@@ -239,12 +239,15 @@ def test_ideal_gas_by_hand():
 
 
 def lamp_by_definition(values):
-    """u² / Σ of the squares of all that are not before it, the weights in rising order, later index first."""
+    """u² / Σ of the squares of all that are not before it, the weights in rising order, later index first.
+
+    The last, the largest, has 1 also where all are 0: no layer dies.
+    """
     order = sorted(range(len(values)), key=lambda i: (values[i], -i))
     found = [0.0] * len(values)
     for place, i in enumerate(order):
         rest = sum(values[j] ** 2 for j in order[place:])
-        found[i] = values[i] ** 2 / rest if rest else 0.0
+        found[i] = values[i] ** 2 / rest if rest else float(place == len(order) - 1)
     return found
 
 
