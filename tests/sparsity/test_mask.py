@@ -47,9 +47,39 @@ def test_gradients_are_straight_through_for_scores_and_masked_for_weights():
     (model(x) * c).sum().backward()
     towards_masked = torch.tensor([[55.0, 77.0], [65.0, 91.0]])  # ∂L/∂(θ⊙m) = c xᵀ
     theta = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
-    assert torch.equal(masks.scores()[0].grad, towards_masked * theta)
+    # Importance is |s|, so its gradient has the sign of s: the second score is -0.8.
+    assert torch.equal(masks.scores()[0].grad, towards_masked * theta * torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
     assert torch.equal(original(model[0]).grad, torch.tensor([[55.0, 77.0], [0.0, 0.0]]))
     assert torch.equal(model[0].bias.grad, c[0])
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_gradient_of_scores_is_that_of_the_importance_by_automatic_differentiation(signed):
+    generator = torch.Generator().manual_seed(0)
+    weight, scores, towards = (torch.randn(5, 7, generator=generator) for _ in range(3))
+    mask = (scores if signed else scores.abs()) > 0.6
+    layer = ScoredMask(mask, scores.clone(), signed)
+    (layer(weight) * towards).sum().backward()
+    expected = scores.clone().requires_grad_()
+    importance = expected if signed else expected.abs()
+    straight = mask.float() + importance - importance.detach()
+    (weight * straight * towards).sum().backward()
+    torch.testing.assert_close(layer.scores.grad, expected.grad)
+
+
+def test_a_search_keeps_what_lowers_the_loss_whatever_the_sign_of_its_weight():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    model[0].weight = nn.Parameter(torch.tensor([[1.0, -1.1, 1.2, -1.3]]))
+    masks = prune(model, Hydra(), Uniform(), 0.5)
+    assert masks.as_dict()["0.weight"].tolist() == [[False, False, True, True]]
+    wanted = torch.tensor([[1.0, -1.0, 0.0, 0.0]])  # the first two weights serve, the others harm
+    optimiser = torch.optim.SGD(masks.scores(), lr=0.1)
+    for _ in range(50):
+        optimiser.zero_grad()
+        (-(model[0].weight * wanted).sum() + (model[0].weight * (1 - wanted.abs())).square().sum()).backward()
+        optimiser.step()
+        masks.update()
+    assert masks.as_dict()["0.weight"].tolist() == [[True, True, False, False]]
 
 
 @pytest.mark.parametrize("learning", ["scores", "weights"])

@@ -10,25 +10,36 @@ from torch.nn.utils import parametrize
 
 
 class _StraightThrough(torch.autograd.Function):
-    """θ ⊙ m with the straight-through gradient, m being a function of the scores s and the layer's density k.
+    """θ ⊙ m with the straight-through gradient, m being a function of the importances a and the layer's density k.
 
-    With G = ∂L/∂(θ⊙m): ∂L/∂s = G · θ, ∂L/∂θ = G · m and ∂L/∂k = Σ G · θ, the sum of the mask's gradient.
+    With G = ∂L/∂(θ⊙m): ∂L/∂a = G · θ, ∂L/∂θ = G · m and ∂L/∂k = Σ G · θ, the sum of the mask's gradient. The
+    importance is the score s, or |s|, whose gradient is ∂L/∂a · sign(s): a negative score grows downwards.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor, density: Tensor | None, mask: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.save_for_backward(weight, mask)
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        scores: Tensor,
+        density: Tensor | None,  # noqa: ARG004 - its gradient is asked for
+        mask: Tensor,
+        signed: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, mask, None if signed else scores)
         return torch.where(mask, weight, 0.0)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        weight, mask = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_weight, needs_scores, needs_density, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        weight, mask, scores = ctx.saved_tensors  # type: ignore[attr-defined]
+        needs_weight, needs_scores, needs_density, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
         weight_gradient = torch.where(mask, gradient, 0.0) if needs_weight else None
         of_mask = gradient * weight if needs_scores or needs_density else None
         density_gradient = of_mask.sum() if of_mask is not None and needs_density else None
-        return weight_gradient, of_mask if needs_scores else None, density_gradient, None
+        if of_mask is not None and scores is not None:
+            # sign(0) counts as 1, or a score that starts at 0 would never move.
+            of_mask = torch.where(scores < 0, -of_mask, of_mask)
+        return weight_gradient, of_mask if needs_scores else None, density_gradient, None, None
 
 
 class ScoredMask(nn.Module):
@@ -70,7 +81,8 @@ class ScoredMask(nn.Module):
                 masked = torch.where(self.mask, weight, 0.0)
             else:
                 density = None if self.rate is None else self.density
-                masked = _StraightThrough.apply(weight, self.scores, density, self.mask)  # type: ignore[no-untyped-call]
+                chosen = (weight, self.scores, density, self.mask, self._signed)
+                masked = _StraightThrough.apply(*chosen)  # type: ignore[no-untyped-call]
             if self.watched and weight.requires_grad:
                 masked.register_hook(self._watch)  # type: ignore[no-untyped-call]
             return masked
