@@ -16,7 +16,6 @@ from hydraprune.sparsity import Hydra, RigL, Uniform, prune
 
 # torch's own compiler imports what torch calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 ATTACKED = Trades(attack=PGD("linf", Eps("0.1"), 2, Eps("0.05")))
 
 
@@ -28,7 +27,7 @@ def make(masked=True):
     return network, prune(network, Hydra(), Uniform(), 0.5) if masked else None
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_outputs_gradients_and_running_statistics_are_those_of_the_network():
     (plain, _), (network, _) = make(), make()
@@ -49,7 +48,7 @@ def test_outputs_gradients_and_running_statistics_are_those_of_the_network():
         torch.testing.assert_close(one, other, msg=name)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_an_attack_meets_constant_weights_and_the_same_gradient():
     (plain, _), (network, _) = make(), make()
@@ -66,7 +65,7 @@ def test_an_attack_meets_constant_weights_and_the_same_gradient():
     assert all(gradient is None for gradient in gradients[1][1])
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [ATTACKED, Free("linf", Eps("0.1"), 2)])
 def test_a_score_search_ends_at_the_same_masks_and_compiled_twice_at_the_same_bits(run, batches, objective):
@@ -95,7 +94,7 @@ def test_a_score_search_ends_at_the_same_masks_and_compiled_twice_at_the_same_bi
         assert torch.equal(one, other)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_fine_tuning_keeps_masks_and_lets_them_regrow(run, batches):
     network, masks = make()

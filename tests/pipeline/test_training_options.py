@@ -1,7 +1,6 @@
 """Every option × every stage × every objective through the pipeline, and what one that is off leaves: nothing."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -87,7 +86,7 @@ def test_every_option_runs_in_every_stage_with_every_objective(tiny, tmp_path, o
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_all_options_go_with_a_compiled_network_and_end_near_the_one_that_is_not(tiny, tmp_path):
     recipe = with_options(replace(tiny, objective=OBJECTIVES["trades"]), **OPTIONS["all"])

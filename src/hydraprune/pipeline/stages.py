@@ -279,10 +279,18 @@ def _train(
     recipe = project.recipe
     batches = _batches(project, images or project.train, training.batch_size)
     objective = objective or recipe.objective
-    teacher = _teacher(project) if training.distillation.on else None
-    validate = _validation(project)
-    work = Work(model, learning, objective, batches, masks, validate, recipe.seed, teacher, recipe.score_lr)
-    work = replace(work, compile=recipe.hardware.compile)
+    work = Work(
+        model,
+        learning,
+        objective,
+        batches,
+        masks,
+        validate=_validation(project),
+        seed=recipe.seed,
+        teacher=_teacher(project) if training.distillation.on else None,
+        score_lr=recipe.score_lr,
+        compile=recipe.hardware.compile,
+    )
     history, seconds = train(
         work, training, project.fabric, paths, project.progress, title, recipe.checkpoint, recipe.log
     )

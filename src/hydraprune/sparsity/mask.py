@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.utils import parametrize
 
 
@@ -21,7 +20,7 @@ class _StraightThrough(torch.autograd.Function):
         ctx: Any,
         weight: Tensor,
         scores: Tensor,
-        density: Tensor | None,  # noqa: ARG004 - its gradient is asked for
+        _density: Tensor | None,
         mask: Tensor,
         signed: bool,
     ) -> Tensor:
@@ -29,10 +28,10 @@ class _StraightThrough(torch.autograd.Function):
         return torch.where(mask, weight, 0.0)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        weight, mask, scores = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_weight, needs_scores, needs_density, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        weight, mask, scores = ctx.saved_tensors
+        needs_weight, needs_scores, needs_density, *_ = ctx.needs_input_grad
         weight_gradient = torch.where(mask, gradient, 0.0) if needs_weight else None
         of_mask = gradient * weight if needs_scores or needs_density else None
         density_gradient = of_mask.sum() if of_mask is not None and needs_density else None
