@@ -1,6 +1,6 @@
 """A stage small enough to run ten times, with everything in it that draws, counts or remembers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,6 @@ from hydraprune.data import Batches, CropFlip, Split
 from hydraprune.engine import Checkpointing, Hardware, Savings, Training, Work, train
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Put torch's thread count back: `Hardware.fabric` sets it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

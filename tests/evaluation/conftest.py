@@ -1,6 +1,4 @@
-"""One thread: the tensors here are too small to share. One robust network for the session, trained in seconds."""
-
-from collections.abc import Iterator
+"""One robust network for the session, trained in seconds."""
 
 import pytest
 import torch
@@ -10,14 +8,6 @@ from torch.nn import functional as F
 from hydraprune import data
 from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Batches, Split
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_network(classes: int = 10, features: int = 64) -> nn.Module:

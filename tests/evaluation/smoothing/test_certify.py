@@ -17,14 +17,6 @@ from hydraprune.evaluation.smoothing.votes import open_images, sample
 QUICK = Certification(n=1000, n0=50, radii=parse_radii("0,0.25"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def images(count=6, side=4, classes=2):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 1, side, side), generator=generator, dtype=torch.uint8)
