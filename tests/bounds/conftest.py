@@ -53,6 +53,15 @@ class Means(nn.Module):
         return self.fc(x.view(x.size(0), -1))
 
 
+class Mean(nn.Module):
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dims)
+
+
 def _build(kind: str) -> nn.Module:
     """Return a network on (2, 6, 6) inputs with 3 logits; draw from torch's generator."""
     networks = {
@@ -102,6 +111,20 @@ def _build(kind: str) -> nn.Module:
             Concatenated(2), nn.BatchNorm2d(5), nn.ReLU(), nn.AvgPool2d(3, 2, 1), nn.Flatten(), nn.Linear(45, 3)
         ),
         "means": Means,
+        "averages": lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.ReLU(),
+            nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+            nn.Conv2d(3, 4, 1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((3, 2)),
+            nn.Conv2d(4, 4, 1),
+            nn.ReLU(),
+            Mean((2, 3)),
+            nn.Linear(4, 4),
+            nn.ReLU(),
+            nn.Linear(4, 3),
+        ),
     }
     model = networks[kind]()
     for module in model.modules():

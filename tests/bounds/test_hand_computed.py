@@ -107,6 +107,17 @@ def test_transposed_convolution_adds_what_overlaps():
     check(model, lower, upper, tensor([1, -6, 3, -10, 2]), tensor([3, -2, 8, -4, 5]))
 
 
+def test_transposed_convolution_whose_output_padding_reaches_a_step_further():
+    """Stride 1, dilation 3, output padding 2: pixels a, b become a, b, 0, −2a, −2b, 0."""
+    model = nn.Sequential(
+        nn.ConvTranspose2d(1, 1, (1, 2), stride=1, dilation=3, output_padding=(0, 2), bias=False), nn.Flatten()
+    )
+    set_weight(model[0], [1.0, -2.0])
+    lower, upper = tensor(1, 2).reshape(1, 1, 1, 2), tensor(3, 5).reshape(1, 1, 1, 2)
+    expected = tensor([1, 2, 0, -6, -10, 0, 0]), tensor([3, 5, 0, -2, -4, 0, 0])
+    check(model, lower, upper, *expected)
+
+
 @pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm2d, (1, 1, 1, 1)), (nn.BatchNorm1d, (1, 1))])
 def test_batch_norm_scales_and_a_negative_weight_turns_the_ends(kind, shape):
     norm = kind(1, eps=0.0)

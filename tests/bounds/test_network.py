@@ -31,6 +31,46 @@ def relu_in_place_and_read_again(model, x):
     return F.relu_(z) + z
 
 
+class Aliased(nn.Module):
+    """relu(alias(y), in place) + y, where the alias has the memory of y."""
+
+    def __init__(self, alias):
+        super().__init__()
+        self.fc, self.alias, self.relu = nn.Linear(4, 2), alias, nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.fc(x)
+        return self.relu(self.alias(y)) + y
+
+
+def added_in_place(model, x):
+    z = model.fc(x)
+    alias = z.view(-1, 2)
+    alias += 1
+    return alias + z
+
+
+def data_changed(model, x):
+    x.data.sub_(0.5)
+    return model.fc(x)
+
+
+def data_assigned(model, x):
+    x.data = x.data - 0.5
+    return model.fc(x)
+
+
+def input_changed(model, x):
+    x -= 0.5
+    return model.fc(x)
+
+
+def alias_of_input_changed(model, x):
+    shifted = x.flatten(1)
+    shifted.sub_(0.5)
+    return model.fc(shifted)
+
+
 def refused(function, shape=(3, 4)):
     x = torch.rand(*shape)
     compute(Of(function) if not isinstance(function, nn.Module) else function, x, x, "ibp")
@@ -55,7 +95,28 @@ def refused(function, shape=(3, 4)):
         (lambda m, x: m.fc(x).chunk(2, 1)[0], "one row for each image"),
         (lambda m, x: (m.fc(x), x), "returns one tensor"),
         (lambda m, x: m.fc(x) if x.sum() > 0 else x, "cannot trace Of: TraceError"),
-        (relu_in_place_and_read_again, "in place"),
+        (relu_in_place_and_read_again, "node 'relu_', .* that changes what others read in place"),
+        (added_in_place, "node 'iadd'.* changes what others read in place"),
+        (lambda m, x: F.relu(z := m.fc(x), inplace=True) + z, "node 'relu'.* in place"),
+        (lambda m, x: torch.add(z := m.fc(x), 1, out=z) + z, "node 'add'.* in place"),
+        (Aliased(nn.Identity()), "node 'relu', module relu that changes what others read in place"),
+        (Aliased(nn.Dropout()), "module relu that changes what others read in place"),
+        (Aliased(nn.Flatten()), "module relu that changes what others read in place"),
+        (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)), "module 0 that changes the network's input in place"),
+        (nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True)), "module 1 that changes the network's input in place"),
+        (input_changed, "node 'isub'.* changes the network's input in place"),
+        (alias_of_input_changed, "node 'sub_'.* changes the network's input in place"),
+        (data_changed, "node 'sub_'.* changes the network's input in place"),
+        (data_assigned, "'data' of a tensor is assigned to"),
+        (lambda m, x: m.fc(x).mean(1, keepdim=True, dtype=torch.float64), "node 'mean'.* float64, unlike the input"),
+        (
+            lambda m, x: m.fc(x).mean(1, keepdim=True, dtype=torch.float32),
+            "node 'mean'.* with these arguments.*dtype",
+        ),
+        (lambda m, x: torch.add(z := m.fc(x), 1, out=z), "node 'add'.* with these arguments.*out"),
+        (lambda m, x: m.fc(x).view(torch.int32), "node 'view'.* int32, unlike the input"),
+        (lambda m, x: m.fc(x).view(torch.float32), "node 'view'.* other arguments than a shape"),
+        (lambda m, x: m.fc(input=x), "node 'fc'.* called with more than one tensor, by position"),
         (nn.Sequential(nn.Conv1d(4, 2, 1)), "Conv1d|cannot be run"),
         (nn.Sequential(nn.Linear(5, 2)), r"cannot be run on inputs of shape \(4,\)"),
     ],
@@ -76,6 +137,88 @@ def test_convolutions_that_pad_with_anything_but_zeros_are_refused():
 def test_batch_norm_without_running_statistics_is_refused():
     with pytest.raises(UserError, match="keeps no running statistics"):
         refused(nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (nn.AvgPool2d(2, divisor_override=-4), (1, 1, 4, 4), "divides by -4; bounds take 1 or more"),
+        (nn.AdaptiveAvgPool2d(2), (1, 4, 4), r"module 0 other than on \(batch, channels, height, width\)"),
+    ],
+)
+def test_pools_without_a_bound_are_refused_in_one_line(model, shape, message):
+    """A negative divisor would turn every interval inside out."""
+    with pytest.raises(UserError, match=message):
+        refused(nn.Sequential(model), shape)
+
+
+def test_a_size_of_output_asked_for_in_the_call_is_refused():
+    """It changes the padding that the module's own attributes tell."""
+
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(1, 1, 2, stride=2)
+
+        def forward(self, x):
+            return self.up(x, output_size=(9, 9)).flatten(1)
+
+    with pytest.raises(UserError, match=r"node 'up'.*\(ConvTranspose2d\) called with more than one tensor"):
+        refused(Up(), (1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("kernel", [2, (2,), (2, 2)])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_a_kernel_of_one_number_is_square(pool, kernel):
+    x = torch.rand(1, 1, 4, 4)
+    bounds = compute(nn.Sequential(pool(kernel)), x, x, "ibp")
+    torch.testing.assert_close(bounds.lower, pool(2)(x))
+
+
+def test_what_is_changed_in_place_after_its_other_readers_is_followed():
+    class Grown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            x += self.second(x)
+            return x.relu_()
+
+    model, x = Grown(), torch.rand(3, 4)
+    for method in METHODS:
+        bounds = compute(model, x, x, method)
+        torch.testing.assert_close(bounds.lower, model(x))
+
+
+def test_leaves_with_replaced_arithmetic_are_not_taken_for_plain_ones():
+    class Scaled(nn.Conv2d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, 3 * weight, bias)
+
+    replaced = nn.Linear(4, 2)
+    replaced.forward = lambda x: F.linear(x, 3 * replaced.weight)
+    with pytest.raises(UserError, match="node 'conv2d'"):
+        refused(nn.Sequential(Scaled(1, 1, 2)), (1, 1, 4, 4))
+    with pytest.raises(UserError, match="node 'linear'"):
+        refused(nn.Sequential(replaced))
+
+
+def test_statistics_of_a_batch_norm_called_twice_are_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.norm(self.fc(self.norm(x)))
+
+    network = Network(Twice())
+    with pytest.raises(UserError, match="BatchNorm called once, not 'norm'"), network.record_statistics():
+        pass
+    x = torch.rand(3, 4)
+    torch.testing.assert_close(network.bounds(Region(x, x), "ibp").lower, network.model.eval()(x))
 
 
 def test_hooks_that_a_trace_does_not_see_are_refused():

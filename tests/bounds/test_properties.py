@@ -156,7 +156,7 @@ def test_a_residual_network_has_the_bounds_of_the_one_folded_by_hand(build, samp
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "fast-lin"])
-@pytest.mark.parametrize("kind", ["dense", "residual", "max pool"])
+@pytest.mark.parametrize("kind", ["dense", "residual", "max pool", "averages"])
 def test_gradients_of_bounds_are_those_of_finite_differences(build, samples, kind, method):
     model, region = case(build, kind, seed=4, eps=0.05, batch=1)
     network, parameters = Network(model), list(model.parameters())

@@ -136,6 +136,170 @@ def _down(x):
     return -_up(-x)
 
 
+class Added(nn.Module):
+    """A constant of its own for each output, or a convolution of nothing but a bias, added to what a layer gives."""
+
+    def __init__(self, layer, offsets, between=None, conv=False):
+        super().__init__()
+        self.layer, self.between = layer, between or nn.Identity()
+        self.register_buffer("offsets", offsets.reshape(2, 1, 1))
+        self.other = nn.Conv2d(layer.in_channels, 2, 1) if conv else None
+        if self.other is not None:
+            with torch.no_grad():
+                self.other.weight.zero_()
+                self.other.bias.copy_(offsets)
+
+    def forward(self, x):
+        y = self.between(self.layer(x))
+        return (y + (self.offsets if self.other is None else self.other(x))).flatten(1)
+
+
+class ReadTwice(nn.Module):
+    """A convolution whose output goes through a batch normalisation and, times 0, past it."""
+
+    def __init__(self, layer, norm):
+        super().__init__()
+        self.layer, self.norm = layer, norm
+
+    def forward(self, x):
+        y = self.layer(x)
+        return (self.norm(y) + 0 * y).flatten(1)
+
+
+def small_products(kind, count, offsets):
+    """Return logits `offsets` + (2⁻²⁴ Σ x, 0): serial float32 sums that begin with the offset lose all products."""
+    weight = torch.zeros(2, count, 1, 1)
+    weight[0] = 2.0**-24
+    norm = nn.BatchNorm2d(2)
+    if kind == "transposed":
+        layer = nn.ConvTranspose2d(count, 2, 1, bias=False)
+        weight = weight.transpose(0, 1)
+    else:
+        layer = nn.Conv2d(count, 2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        norm.bias.copy_(offsets)
+        norm.running_var.fill_(1 - 1e-5)
+    models = {
+        "transposed": lambda: nn.Sequential(layer, norm, nn.Flatten()),
+        "folded": lambda: nn.Sequential(layer, norm, nn.Flatten()),
+        "dropout": lambda: nn.Sequential(layer, nn.Dropout(), norm, nn.Flatten()),
+        "identity": lambda: nn.Sequential(layer, nn.Identity(), norm, nn.Flatten()),
+        "flattened": lambda: nn.Sequential(layer, nn.Flatten(), nn.Unflatten(1, (2, 1, 1)), norm, nn.Flatten()),
+        "read twice": lambda: ReadTwice(layer, norm),
+        "constant": lambda: Added(layer, offsets),
+        "identity, constant": lambda: Added(layer, offsets, nn.Identity()),
+        "residual": lambda: Added(layer, offsets, conv=True),
+        "identity, residual": lambda: Added(layer, offsets, nn.Identity(), conv=True),
+    }
+    return models[kind]().eval()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "transposed",
+        "folded",
+        "dropout",
+        "identity",
+        "flattened",
+        "read twice",
+        "constant",
+        "identity, constant",
+        "residual",
+        "identity, residual",
+    ],
+)
+def test_a_sum_that_goes_on_where_another_ended_has_the_roundings_of_both(kind):
+    """Folded or fused, the offset is added first; what stands between layer and offset changes nothing of it."""
+    count = 4000
+    offsets = torch.tensor([1.0, 1 + 1.2e-4])
+    serial = offsets.clone()
+    for _ in range(count):
+        serial = serial + torch.tensor([2.0**-24 * 250 / 255, 0.0])
+    assert serial[0] == 1.0  # all products are lost: the second logit wins
+    model, image = small_products(kind, count, offsets), torch.full((1, count, 1, 1), 250 / 255)
+    rows = margins(torch.tensor([0]), 2, torch.float64)
+    with torch.no_grad():
+        exact = Network(model).propagate(Region.ball(image.double(), 0.0)).interval_bounds(rows).lower
+        assert exact > 1e-4
+        for name, lower in lower_bounds(model, Region.ball(image.double(), 0.0), rows).items():
+            assert lower < 0, name
+
+
+def steep(*layers):
+    """Return logits (2, a number that float32 cannot hold on its way) as a network of two pixels."""
+    return nn.Sequential(
+        nn.Flatten(), *layers, nn.ReLU(), set_to(nn.Linear(2, 2), [[0, 0], [1e-30, 0]], [2, 0])
+    ).eval()
+
+
+def set_to(layer, weight, bias):
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight, dtype=torch.float64))
+        layer.bias.copy_(torch.tensor(bias, dtype=torch.float64))
+    return layer
+
+
+def norm_of(weight, variance=1.0):
+    norm = nn.BatchNorm1d(2, eps=0.0)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor(weight, dtype=torch.float64))
+        norm.running_var.fill_(variance)
+    return norm
+
+
+class Times(nn.Module):
+    def __init__(self, *factors):
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x):
+        for factor in self.factors:
+            x = x * factor
+        return x
+
+
+class MeanOfPixels(nn.Module):
+    def forward(self, x):
+        return torch.cat([x.unsqueeze(1)] * 2, 1).mean(2)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        steep(set_to(nn.Linear(2, 2), [[2.0**127] * 2] * 2, [0, 0]), norm_of([2.0**-128] * 2)),
+        steep(set_to(nn.Linear(2, 2), [[2.0**127] * 2] * 2, [0, 0]), nn.Dropout(), norm_of([2.0**-128] * 2)),
+        steep(set_to(nn.Linear(2, 2), [[2.0**125] * 2] * 2, [0, 0]), MeanOfPixels(), Times(2.0**-126)),
+        steep(Times(1e-10, 1e39)),
+        steep(Times(1e-20), norm_of([1e20] * 2, 1e-40)),
+        steep(set_to(nn.Linear(2, 2), [[1e-9] * 2] * 2, [0, 0]), nn.Identity(), Times(1e-30, 1e38)),
+    ],
+)
+def test_what_overflows_before_it_is_scaled_down_certifies_nothing(model):
+    """Folded and averaged magnitudes are small: the sums, and the constants, that they come from are not."""
+    rows = margins(torch.tensor([0]), 2, torch.float64)
+    with torch.no_grad():
+        for name, lower in lower_bounds(model, Region.ball(torch.full((1, 2), 0.7).double(), 0.25), rows).items():
+            assert not (lower > 0).any(), name
+
+
+@pytest.mark.parametrize("between", [[], [nn.Dropout()]])
+def test_what_underflows_before_it_is_scaled_up_is_paid_for(between):
+    """0.4 · 2⁻¹⁴⁹ is 0 in float32; times 2¹²⁰ it would be 0.4 · 2⁻²⁹."""
+    norm = norm_of([2.0**120] * 2)
+    with torch.no_grad():
+        norm.bias[0] = -0.25 * 2.0**-29
+    layer = set_to(nn.Linear(2, 2), [[2.0**-149, 0], [0, 0]], [0, 0])
+    model, image = nn.Sequential(layer, *between, norm).eval(), torch.tensor([[0.4, 0.0]])
+    assert model(image)[0, 0] < 0  # in exact arithmetic it is above 0
+    rows = margins(torch.tensor([0]), 2, torch.float64)
+    with torch.no_grad():
+        assert Network(model).propagate(Region.ball(image.double(), 0.0)).interval_bounds(rows).lower > 0
+        for name, lower in lower_bounds(model, Region.ball(image.double(), 0.0), rows).items():
+            assert lower < 0, name
+
+
 def test_pruned_weights_round_nothing():
     """A row of 1,000 weights with 3 left has the error of a sum of 3."""
     torch.manual_seed(0)

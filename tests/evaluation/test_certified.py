@@ -148,6 +148,58 @@ def test_a_planted_counterexample_is_never_certified(method):
     assert certify(model, split, Eps("0.04"), method=method, attack=None).certified == 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_example_in_the_l2_ball_of_an_image_with_white_pixels_is_not_certified_away(method):
+    """The ball's centre is the image: the middle of what [0, 1] leaves of the ball is farther from the border."""
+    image = torch.full((1, 1, 1, 17), 255, dtype=torch.uint8)
+    image[..., 0] = 128
+    weight = torch.full((17,), -0.1)
+    weight[0] = 1.0
+    layer = nn.Linear(17, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.stack([weight, torch.zeros(17)]))
+        layer.bias.copy_(torch.stack([0.12 - (image / 255).flatten() @ weight, torch.tensor(0.0)]))
+    model, split = nn.Sequential(nn.Flatten(), layer), Split(image, torch.zeros(1, dtype=torch.int64))
+    adversarial = image / 255
+    adversarial[..., 0] -= 0.2
+    assert not outside(image / 255, adversarial, "l2", 0.2).any()
+    assert model(adversarial).argmax(1).item() == 1
+    assert certify(model, split, Eps("0.2"), norm="l2", method=method, attack=None).certified == 0
+    assert certify(model, split, Eps("0.1"), norm="l2", method=method, attack=None).certified == 1
+
+
+def test_a_network_that_changes_its_input_is_refused():
+    """The region would be one around what the network left of the image."""
+
+    class Shifts(nn.Module):
+        def __init__(self, hidden=False):
+            super().__init__()
+            self.model, self.hidden = linear(), hidden
+
+        def forward(self, x):
+            if self.hidden and not isinstance(x, torch.fx.Proxy):
+                x.sub_(0.0)
+            if not self.hidden:
+                x -= 0.5
+            return self.model(x)
+
+    split = labelled(linear(), gray(4))
+    with pytest.raises(UserError, match=r"node 'isub', .* changes the network's input in place"):
+        certify(Shifts(), split, EPS, attack=None)
+    with pytest.raises(UserError, match="changes its input in place where its trace does not"):
+        certify(Shifts(hidden=True), split, EPS, attack=None)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(9, 1), nn.Sequential(nn.Linear(9, 1), nn.Flatten(0)), nn.Unflatten(1, (3, 3))]
+)
+def test_logits_that_are_not_of_classes_are_refused(layer):
+    with pytest.raises(
+        UserError, match=r"certificates need logits of shape \(batch, classes\)|one row for each image"
+    ):
+        certify(nn.Sequential(nn.Flatten(), layer), Split(gray(4), torch.zeros(4, dtype=torch.int64)), EPS)
+
+
 def test_low_contrast_images_are_not_certified_by_clipping_the_box_to_them():
     """The reference clips the box to the range of its images: a gray image then is robust at any radius."""
     model = linear()
@@ -268,6 +320,39 @@ def test_a_state_of_other_work_or_a_broken_one_is_refused(tmp_path):
     file.write_bytes(b"rubbish")
     with pytest.raises(UserError, match="not a usable evaluation state"):
         certify(model, split, EPS, attack=None, state=state)
+
+
+def test_a_state_is_told_by_settings_and_constants_that_are_no_parameters(monkeypatch):
+    def identity(slope=0.01, stride=1, eps=1e-5, divisor=None, shift=0.5):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 1),
+            nn.BatchNorm2d(4, eps=eps),
+            nn.LeakyReLU(slope),
+            nn.MaxPool2d(2, stride),
+            nn.AvgPool2d(1, divisor_override=divisor),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            Shifted(torch.full((4,), shift)),
+            nn.Linear(4, 2),
+        )
+        return certification_identity(model, split, EPS)
+
+    class Shifted(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = shift  # a tensor that no state dict holds
+
+        def forward(self, x):
+            return x - self.shift
+
+    split = Split(gray(3), torch.zeros(3, dtype=torch.int64))
+    assert identity() == identity()
+    others = [identity(slope=0.5), identity(stride=2), identity(eps=1e-2), identity(divisor=2), identity(shift=0.25)]
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    assert len({*others, identity()}) == 6
+    monkeypatch.undo()
+    assert identity() not in others
 
 
 def test_each_image_has_its_line(tmp_path):

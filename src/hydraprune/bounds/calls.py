@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from hydraprune.bounds.modules import adaptive_average, leaky, max_window, pair
+from hydraprune.bounds.modules import adaptive_average, average_window, leaky, max_window
 from hydraprune.bounds.nonlinear import LeakyReLU
-from hydraprune.bounds.operations import Concat, Diagonal, Nonnegative, Operation, Reshape, Sum
+from hydraprune.bounds.operations import Average, Concat, Diagonal, Operation, Reshape, Sum
 from hydraprune.bounds.site import Site, unsupported
 
 Found = tuple[list[fx.Node], Operation]
@@ -22,7 +22,7 @@ def _is_moving(value: Any, site: Site) -> bool:
 
 
 def _call_sum(sign: float) -> Callable[..., Found]:
-    def make(node: fx.Node, site: Site, x: Any, y: Any, *, alpha: Any = 1, **_: Any) -> Found:
+    def make(node: fx.Node, site: Site, x: Any, y: Any, *, alpha: Any = 1) -> Found:
         if alpha != 1:
             raise unsupported(node, "with alpha")
         shape = site.shapes[node]
@@ -82,7 +82,13 @@ def _call_leaky_relu(
     return [input], leaky(node, site, negative_slope)
 
 
-def _call_reshape(node: fx.Node, site: Site, input: fx.Node, *_: Any, **__: Any) -> Found:
+_SHAPES = {"shape", "size", "sizes", "start_dim", "end_dim", "dim", "memory_format"}
+
+
+def _call_reshape(node: fx.Node, site: Site, input: fx.Node, *_: Any, **named: Any) -> Found:
+    # What shape that is, a run knows; other bits of the numbers it does not make.
+    if not named.keys() <= _SHAPES or any(isinstance(value, torch.dtype) for value in node.args):
+        raise unsupported(node, "with other arguments than a shape")
     return [input], Reshape(site.both(input, node))
 
 
@@ -92,23 +98,20 @@ def _call_dropout(
     input: fx.Node,
     p: float = 0.5,
     training: Any = True,
-    **_: Any,
+    inplace: bool = False,
 ) -> Found:
     if training:
         raise unsupported(node, "that is not switched off in eval mode")
     return [input], Reshape(site.both(input, node))
 
 
-def _call_mean(node: fx.Node, site: Site, input: fx.Node, dim: Any = None, keepdim: bool = False, **_: Any) -> Found:
+def _call_mean(node: fx.Node, site: Site, input: fx.Node, dim: Any = None, keepdim: bool = False) -> Found:
     before = site.shapes[input]
     dims = [dim] if isinstance(dim, int) else list(dim or ())
     dims = [one % (len(before) + 1) for one in dims]
     if not dims or 0 in dims:
         raise unsupported(node, "over the batch")
-    count = 1
-    for one in dims:
-        count *= before[one - 1]
-    return [input], Nonnegative(site.both(input, node), lambda x: x.mean(dims, keepdim), count)
+    return [input], Average.over(site.both(input, node), dims, keepdim)
 
 
 def _call_cat(node: fx.Node, site: Site, tensors: Any, dim: int = 0, axis: int | None = None) -> Found:
@@ -119,11 +122,19 @@ def _call_cat(node: fx.Node, site: Site, tensors: Any, dim: int = 0, axis: int |
     return list(tensors), Concat(shape, along, [site.shapes[part][along - 1] for part in tensors])
 
 
-def _call_avg_pool(node: fx.Node, site: Site, input: fx.Node, kernel_size: Any, *rest: Any, **named: Any) -> Found:
-    high, wide = pair(kernel_size)
-    return [input], Nonnegative(
-        site.both(input, node), lambda x: F.avg_pool2d(x, kernel_size, *rest, **named), high * wide
-    )
+def _call_avg_pool(
+    node: fx.Node,
+    site: Site,
+    input: fx.Node,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Found:
+    rest = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return [input], average_window(node, input, site, *rest)
 
 
 def _call_adaptive(node: fx.Node, site: Site, input: fx.Node, output_size: Any) -> Found:

@@ -119,7 +119,7 @@ class TransposedConvolution(Windowed):
     @cached_property
     def terms(self) -> int:  # type: ignore[override]
         """All products that could meet in one output, whatever the stride keeps apart."""
-        return self.weight[:, 0].numel() // self._groups + self.slack
+        return self.weight[:, 0].numel() // self._groups
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve, transposed."""
@@ -133,5 +133,6 @@ class TransposedConvolution(Windowed):
         )
 
     def pull(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Convolve."""
-        return (F.conv2d(rows, self.weight, groups=self._groups, **self._window),)
+        """Convolve; what `output_padding` adds may reach one step beyond the input."""
+        high, wide = self.in_shape[1:]
+        return (F.conv2d(rows, self.weight, groups=self._groups, **self._window)[..., :high, :wide],)

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, fx, nn
+import torch
+from torch import fx, nn
 from torch.nn import functional as F
 
 from hydraprune.bounds.convolutions import Convolution, TransposedConvolution, Window
 from hydraprune.bounds.nonlinear import LeakyReLU, MaxPool
-from hydraprune.bounds.operations import Dense, Diagonal, Nonnegative, Operation, Reshape
+from hydraprune.bounds.operations import Average, Dense, Diagonal, Operation, Reshape
 from hydraprune.bounds.site import Site, unsupported
 
 
@@ -21,25 +22,24 @@ def _conv(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
             raise unsupported(node, "with more padding on one side than on the other")
         padding = (total[0] // 2, total[1] // 2)
     else:
-        padding = (0, 0) if module.padding == "valid" else module.padding
+        padding = (0, 0) if module.padding == "valid" else pair(module.padding)
     return Convolution(
         site.both(parent, node),
         site.read(module.weight),
         site.optional(module.bias),
-        Window(module.stride, padding, module.dilation),
+        Window(pair(module.stride), padding, pair(module.dilation)),
         module.groups,
     )
 
 
 def _transposed_conv(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
-    # Equal to what an `output_size` asks for: the shapes are those of a run.
     return TransposedConvolution(
         site.both(parent, node),
         site.read(module.weight),
         site.optional(module.bias),
-        Window(module.stride, module.padding, module.dilation),
+        Window(pair(module.stride), pair(module.padding), pair(module.dilation)),
         module.groups,
-        module.output_padding,
+        pair(module.output_padding),
     )
 
 
@@ -56,13 +56,16 @@ def _batch_norm(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Oper
         mean, variance = site.read(module.running_mean), site.read(module.running_var)
     scale = (variance + module.eps).rsqrt()
     offset = site.like.new_zeros(())
+    # The root's square: above 1 it is more than the root, and what is too small to be its reciprocal is seen too.
+    factors = [scale.square(), mean]
     if module.affine:
         scale, offset = scale * site.read(module.weight), site.read(module.bias)
+        factors.append(site.read(module.weight))
     shape = site.shapes[node]
     across = (-1, *[1] * (len(shape) - 1))
     moved = mean * scale
     scale, bias, magnitude = (part.reshape(across) for part in (scale, offset - moved, moved.abs() + offset.abs()))
-    return Diagonal(shape, scale, bias, magnitude)
+    return Diagonal(shape, scale, bias, magnitude, factors)
 
 
 def _relu(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
@@ -82,7 +85,7 @@ def leaky(node: fx.Node, site: Site, slope: Any) -> Operation:
 
 def pair(value: Any) -> tuple[int, int]:
     """Return what one number, or one for each of height and width, says."""
-    first, second = (value, value) if isinstance(value, int) else value
+    first, second = (value, value) if isinstance(value, int) else value if len(value) == 2 else value * 2
     return int(first), int(second)
 
 
@@ -124,19 +127,40 @@ def _adaptive_max(node: fx.Node, parent: fx.Node, site: Site, indices: bool) -> 
 
 
 def _avg_pool(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:
-    high, wide = pair(module.kernel_size)
-    return Nonnegative(site.both(parent, node), lambda x: _pool(module, x), high * wide)
-
-
-def _pool(module: nn.AvgPool2d, x: Tensor) -> Tensor:
-    return F.avg_pool2d(
-        x,
+    return average_window(
+        node,
+        parent,
+        site,
         module.kernel_size,
         module.stride,
         module.padding,
         module.ceil_mode,
         module.count_include_pad,
         module.divisor_override,
+    )
+
+
+def average_window(
+    node: fx.Node,
+    parent: fx.Node,
+    site: Site,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Operation:
+    """Return the bound of an average pool over images."""
+    if divisor is not None and divisor < 1:
+        raise unsupported(node, f"that divides by {divisor}; bounds take 1 or more")
+    size, step = pair(kernel), pair(kernel if stride in (None, ()) else stride)
+    rest = (size, step, pair(padding), ceil_mode, count_include_pad, divisor)
+    return Average(
+        site.both(parent, node),
+        lambda x: F.avg_pool2d(x, *rest),
+        lambda rows, like: torch.ops.aten.avg_pool2d_backward(rows, like, *rest),
+        size[0] * size[1],
     )
 
 
@@ -147,7 +171,16 @@ def _adaptive_avg_pool(node: fx.Node, parent: fx.Node, module: Any, site: Site) 
 def adaptive_average(node: fx.Node, parent: fx.Node, site: Site, size: Any) -> Operation:
     """Return the bound of an average pool to a given size."""
     shapes = site.both(parent, node)
-    return Nonnegative(shapes, lambda x: F.adaptive_avg_pool2d(x, size), shapes[0][1] * shapes[0][2])
+    if len(shapes[0]) != 3:
+        raise unsupported(node, "other than on (batch, channels, height, width)")
+    if shapes[1][1:] == (1, 1):
+        return Average.over(shapes, (2, 3), keepdim=True)
+    return Average(
+        shapes,
+        lambda x: F.adaptive_avg_pool2d(x, size),
+        torch.ops.aten._adaptive_avg_pool2d_backward,
+        shapes[0][1] * shapes[0][2],
+    )
 
 
 def _reshape(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:

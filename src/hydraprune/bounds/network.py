@@ -18,6 +18,8 @@ from hydraprune.errors import UserError
 
 Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown", "fast-lin"]
 METHODS: tuple[Method, ...] = get_args(Method)
+VERSION = 2
+"""Of the bounds: higher whenever they become other ones, so that what older ones proved is not gone on with."""
 
 _INTERMEDIATES: dict[Method, Intermediates] = {
     "ibp": "ibp",
@@ -54,9 +56,13 @@ class Network:
         self._graph = Graph(model)
 
     @property
-    def code(self) -> str:
-        """The graph as text."""
-        return self._graph.code
+    def description(self) -> list[str]:
+        """All that bounds depend on besides parameters and buffers: graph, settings of its modules, constants."""
+        return self._graph.description()
+
+    def check(self, like: Tensor) -> None:
+        """Raise `UserError` where bounds cannot follow the network on inputs of the shape of `like`, (batch, ...)."""
+        self._graph.plan(like)
 
     def propagate(
         self,
@@ -131,8 +137,15 @@ class Network:
         Mean and biased variance of each batch normalisation's input, with gradients, by module name: `propagate` with
         them bounds the network that normalises as it just did (Shi et al. 2021, arXiv 2103.17268). The model itself
         may be in either mode.
+
+        Raises:
+            UserError: a batch normalisation is called twice, which its one mean and variance cannot describe.
         """
         recorded: dict[str, tuple[Tensor, Tensor]] = {}
+        norms = self._graph.batch_norms()
+        twice = {name for name, module in norms if sum(module is other for _, other in norms) > 1}
+        if twice:
+            raise UserError(f"bounds by batch statistics need each BatchNorm called once, not '{min(twice)}'")
 
         def hook(name: str) -> Any:
             def record(_: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -144,7 +157,7 @@ class Network:
 
             return record
 
-        handles = [module.register_forward_pre_hook(hook(name)) for name, module in self._graph.batch_norms()]
+        handles = [module.register_forward_pre_hook(hook(name)) for name, module in norms]
         try:
             yield recorded
         finally:

@@ -217,7 +217,7 @@ class LeakyReLU(Nonlinear):
         centre, radius = _LeakyInterval.apply(parent.centre, parent.radius, self.slope)  # type: ignore[no-untyped-call]
         return Interval(centre, radius)
 
-    def error(self, rounding: Rounding, *magnitudes: Tensor) -> Tensor | None:
+    def error(self, rounding: Rounding, ceiling: Tensor, *magnitudes: Tensor) -> Tensor | None:  # noqa: ARG002
         """ReLU is exact; the product with a rounds."""
         if self.slope in (0.0, 1.0):
             return None
@@ -316,7 +316,7 @@ class MaxPool(Nonlinear):
         """It grows with x: the ends become the ends."""
         return Interval.between(self._largest(parents[0].lower)[0], self._largest(parents[0].upper)[0])
 
-    def error(self, rounding: Rounding, *magnitudes: Tensor) -> Tensor | None:  # noqa: ARG002
+    def error(self, rounding: Rounding, ceiling: Tensor, *magnitudes: Tensor) -> Tensor | None:  # noqa: ARG002
         """The network's maximum is exact; our sums of its coefficients round, those of shared pixels too."""
         own = math.prod(self._kernel) + math.prod(self.out_shape) + 64
         return 2.0**10 * gamma(own, UNIT_ROUNDOFF[torch.float64]).item() * self._largest(magnitudes[0])[0]

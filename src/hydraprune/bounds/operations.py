@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hydraprune.bounds.interval import Interval
-from hydraprune.bounds.rounding import OPERATION_SLACK, Rounding
+from hydraprune.bounds.interval import Ball, Interval
+from hydraprune.bounds.rounding import Rounding
 
 Shape = tuple[int, ...]
 
@@ -24,16 +24,24 @@ class Operation(ABC):
     Attributes:
         inputs: numbers of the nodes that it reads.
         out_shape: of one sample.
+        mixes: whether outputs are sums over inputs, so that intervals behind it may be loose.
+        terms: products in an output's sum, one number or one that broadcasts to `out_shape`; 0 where there is none.
+        steps: operations of the network's arithmetic that are made here; 0 where nothing rounds.
+        roundings: what a term of an output passes at most, whatever is folded into its sum (`count_roundings`).
     """
 
     inputs: tuple[int, ...] = ()
     out_shape: Shape = ()
+    mixes: bool = False
+    terms: Tensor | int = 0
+    steps: int = 0
+    roundings: Tensor | int = 0
 
     @abstractmethod
     def interval(self, *parents: Interval) -> Interval:
         """Return bounds on the output where the parents lie in their intervals, in exact arithmetic."""
 
-    def error(self, rounding: Rounding, *magnitudes: Tensor) -> Tensor | None:  # noqa: ARG002 - exact by default
+    def error(self, rounding: Rounding, ceiling: Tensor, *magnitudes: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return a bound on |computed − exact| given |parents| ≤ magnitudes; None where the operation is exact."""
         return None
 
@@ -55,16 +63,12 @@ class Linear(Operation):
     Attributes:
         bias: b, broadcasting to `out_shape`; None for 0.
         bias_magnitude: at least the sum of all magnitudes that b was made from; None for 0.
-        terms: products in an output's sum, one number or one that broadcasts to `out_shape`; 0 where nothing rounds.
         own_terms: the most products in any sum here, forward or transposed.
-        mixes: whether outputs share inputs, so that intervals behind it may be loose.
     """
 
     bias: Tensor | None = None
     bias_magnitude: Tensor | None = None
-    terms: Tensor | int = 0
     own_terms: int = 1
-    mixes: bool = False
 
     @abstractmethod
     def linear(self, *parents: Tensor) -> Tensor:
@@ -88,43 +92,73 @@ class Linear(Operation):
         return out if self.bias is None else out + self.bias
 
     def interval(self, *parents: Interval) -> Interval:
-        """Return W c + b ± |W| r; behind an L2 ball ± its dual norm, where that is less."""
+        """Return W c + b ± |W| r; behind an L2 ball around x₀ what of it is in W x₀ + b ± (‖W ∘ q‖₂ + |W| e)."""
         centre = self.affine(*(parent.centre for parent in parents))
         radius = self.absolute(*(parent.radius for parent in parents))
         ball = parents[0].ball
         if ball is None or len(parents) > 1:
             return Interval(centre, radius)
+        beside = None if ball.beside is None else self.absolute(ball.beside)
         if not self.mixes:
-            beside = parents[0].beside
-            return Interval(centre, radius, self.absolute(ball), None if beside is None else self.absolute(beside))
-        squares = self.squared(ball.square())
+            return Interval(centre, radius, Ball(self.affine(ball.centre), self.absolute(ball.reach), beside))
+        squares = self.squared(ball.reach.square())
         if squares is None:
             return Interval(centre, radius)
         # The derivative of the root is infinite at 0, where pruned rows are.
         reach = squares.clamp_min(1e-38).sqrt()
-        if parents[0].beside is not None:
-            reach = reach + self.absolute(parents[0].beside)
-        return Interval(centre, torch.minimum(radius, reach))
+        return Interval(centre, radius).cut(self.affine(ball.centre), reach if beside is None else reach + beside)
 
-    def error(self, rounding: Rounding, *magnitudes: Tensor) -> Tensor | None:
+    def ceiling(self, *parents: Tensor) -> Tensor:
+        """Return a bound on all numbers that an evaluation may hold on the way here, (batch,).
+
+        On the way are inputs, constants, partial sums and products of some of them, operations folded into the ones
+        before or not; but for layers that mix, of all operations back to the last one that does.
+
+        Args:
+            parents: those of the inputs, each at least 1; for layers that mix the largest of 1 and their magnitudes.
+        """
+        return torch.stack(parents).amax(0)
+
+    def error(self, rounding: Rounding, ceiling: Tensor, *magnitudes: Tensor) -> Tensor | None:
         """Return the bound of sums of products in any order."""
-        if isinstance(self.terms, int) and self.terms == 0:
+        if self.steps == 0:
             return None
         total = self.absolute(*(magnitude + 2.0**-100 for magnitude in magnitudes))
         if self.bias_magnitude is not None:
             total = total + self.bias_magnitude
-        largest = torch.stack([magnitude.flatten(1).amax(1) for magnitude in magnitudes]).amax(0)
         own = self.own_terms + math.prod(self.out_shape) + 64
-        return rounding.error(self.terms, own, total, largest.reshape(-1, *[1] * len(self.out_shape)))
+        return rounding.error(self.roundings, own, total, ceiling)
 
 
 class Diagonal(Linear):
-    """y = s ∘ x + b: normalisation, batch normalisation, a constant added or multiplied."""
+    """y = s ∘ x + b: normalisation, batch normalisation, a constant added or multiplied.
 
-    def __init__(self, shape: Shape, scale: Tensor | None, bias: Tensor | None, magnitude: Tensor | None) -> None:
+    Args:
+        shape: of one sample.
+        scale, bias, magnitude: s, b and the magnitudes that b was made from, each broadcasting to `shape`.
+        factors: the constants that s and b are made from; by default s alone.
+    """
+
+    steps = 1
+
+    def __init__(
+        self,
+        shape: Shape,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        magnitude: Tensor | None,
+        factors: Sequence[Tensor] = (),
+    ) -> None:
         self.out_shape = shape
         self.scale, self.bias, self.bias_magnitude = scale, bias, magnitude
-        self.terms = OPERATION_SLACK
+        self.factors = tuple(factors) or (() if scale is None else (scale,))
+
+    def ceiling(self, *parents: Tensor) -> Tensor:
+        """Return twice the product of all that is above 1, which no product of a part is above, nor x − mean is."""
+        above = parents[0]
+        for factor in self.factors:
+            above = above * factor.abs().amax().clamp_min(1)
+        return 2 * above + (0 if self.bias_magnitude is None else self.bias_magnitude.amax())
 
     def linear(self, *parents: Tensor) -> Tensor:
         """Return s ∘ x."""
@@ -147,7 +181,7 @@ class Weighted(Linear):
     def __init__(self, shapes: tuple[Shape, Shape], weight: Tensor, bias: Tensor | None, channel_dim: int) -> None:
         self.in_shape, self.out_shape = shapes
         self.weight, self.channel_dim = weight, channel_dim
-        self.slack = OPERATION_SLACK
+        self._plain, self._folded = (weight, bias), list[Diagonal]()
         self._set_bias(bias, None if bias is None else bias.abs())
 
     def _set_bias(self, bias: Tensor | None, magnitude: Tensor | None) -> None:
@@ -171,8 +205,26 @@ class Weighted(Linear):
     @cached_property
     def terms(self) -> Tensor:  # type: ignore[override]
         """Weights that are not zero behind each output: pruned ones add exact zeros, which round nothing."""
-        others = [dim for dim in range(self.weight.ndim) if dim != self.channel_dim]
-        return self.by_channel((self.weight != 0).sum(others)) + self.slack
+        return self.by_channel((self.weight != 0).sum(self._others))
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """The operation and what is folded into it."""
+        return 1 + len(self._folded)
+
+    @property
+    def _others(self) -> list[int]:
+        return [dim for dim in range(self.weight.ndim) if dim != self.channel_dim]
+
+    def ceiling(self, *parents: Tensor) -> Tensor:
+        """Return at least Σ|w| · max|x| + |b|, and what comes of it where operations are not folded in."""
+        weight, bias = self._plain
+        above = parents[0] * weight.abs().sum(self._others).amax().clamp_min(1)
+        if bias is not None:
+            above = above + bias.abs().amax()
+        for operation in self._folded:
+            above = operation.ceiling(above)
+        return above
 
     @property
     def own_terms(self) -> int:  # type: ignore[override]
@@ -212,7 +264,7 @@ class Weighted(Linear):
             own = None if own is None else own * scale
             own_magnitude = None if own_magnitude is None else own_magnitude * scale.abs()
         self._set_bias(_added(own, bias), _added(own_magnitude, magnitude))
-        self.slack += OPERATION_SLACK
+        self._folded.append(following)
         return True
 
 
@@ -249,15 +301,44 @@ class Dense(Weighted):
         return (torch.matmul(rows, self.weight),)
 
 
-class Nonnegative(Linear):
-    """A linear map whose entries are all at least 0: pooling by average, a mean, a reshape, a permutation."""
+class Average(Linear):
+    """Pooling by average, a mean: a linear map whose entries are all at least 0.
 
-    def __init__(self, shapes: tuple[Shape, Shape], function: Callable[[Tensor], Tensor], terms: int) -> None:
+    Args:
+        shapes: of one sample, before and after.
+        function: x -> W x.
+        transpose: (rows, zeros of the shape of x) -> rows · W.
+        terms: at least the numbers in one average.
+    """
+
+    mixes = True
+    steps = 1
+
+    def __init__(
+        self,
+        shapes: tuple[Shape, Shape],
+        function: Callable[[Tensor], Tensor],
+        transpose: Callable[[Tensor, Tensor], Tensor],
+        terms: int,
+    ) -> None:
         self.in_shape, self.out_shape = shapes
-        self._function = function
-        self.terms = terms + OPERATION_SLACK if terms else 0
-        self.own_terms = max(1, terms)
-        self.mixes = terms > 0
+        self._function, self._transpose = function, transpose
+        self._count = self.terms = self.own_terms = terms
+
+    @classmethod
+    def over(cls, shapes: tuple[Shape, Shape], dims: Sequence[int], keepdim: bool) -> "Average":
+        """Return the mean over `dims`, counted with the batch as 0."""
+        count = math.prod(shapes[0][dim - 1] for dim in dims)
+
+        def transpose(rows: Tensor, like: Tensor) -> Tensor:
+            kept = [1 if dim in dims else size for dim, size in enumerate(like.shape)]
+            return rows.reshape(kept).expand(like.shape) / count
+
+        return cls(shapes, lambda x: x.mean(tuple(dims), keepdim), transpose, count)
+
+    def ceiling(self, *parents: Tensor) -> Tensor:
+        """Return the largest sum that is divided."""
+        return parents[0] * self._count
 
     def linear(self, *parents: Tensor) -> Tensor:
         """Return W x."""
@@ -268,10 +349,8 @@ class Nonnegative(Linear):
         return self._function(parents[0])
 
     def pull(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return rows · W: the derivative of rows · (W x) in x."""
-        start = rows.new_zeros(len(rows), *self.in_shape)
-        transposed = torch.func.vjp(self._function, start)[1]
-        return tuple(transposed(rows))
+        """Return rows · W."""
+        return (self._transpose(rows, rows.new_zeros(len(rows), *self.in_shape)),)
 
 
 class Reshape(Linear):
@@ -296,19 +375,14 @@ class Reshape(Linear):
 class Sum(Linear):
     """± x ± y: where a residual branch comes back."""
 
-    parents: tuple[Operation, ...] = ()
+    steps = 1
 
     def __init__(self, shape: Shape, signs: Sequence[float]) -> None:
         self.out_shape, self._signs = shape, tuple(signs)
 
-    @property
-    def terms(self) -> Tensor | int:  # type: ignore[override]
-        """Enough for kernels that fuse the addition: the sum goes on where that of a parent ended."""
-        terms = torch.tensor(OPERATION_SLACK)
-        for parent in self.parents:
-            if isinstance(parent, Linear):
-                terms = torch.maximum(terms, torch.as_tensor(parent.terms).cpu() + OPERATION_SLACK)
-        return terms
+    def ceiling(self, *parents: Tensor) -> Tensor:
+        """Return the sum."""
+        return parents[0] + parents[1]
 
     def linear(self, *parents: Tensor) -> Tensor:
         """Return the signed sum."""

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hydraprune.bounds.backward import Relaxed, linear_bounds
-from hydraprune.bounds.interval import Bounds, Interval
+from hydraprune.bounds.fusion import count_roundings
+from hydraprune.bounds.interval import Ball, Bounds, Interval
 from hydraprune.bounds.nonlinear import Lines, Nonlinear, Relaxation, dot
-from hydraprune.bounds.operations import Dense, Operation
+from hydraprune.bounds.operations import Dense, Linear, Operation
 from hydraprune.bounds.region import Region
 from hydraprune.bounds.rounding import COEFFICIENT, Rounding, gamma
 from hydraprune.bounds.windows import Windows, levels_below
@@ -62,6 +63,9 @@ class Propagation:
         self._rounding, self._chunk = rounding, chunk
         self.intervals: list[Interval] = []
         self._errors: dict[int, Tensor] | None = None if rounding is None else {}
+        self._ceilings: list[Tensor] = []
+        if rounding is not None:
+            count_roundings(operations)
         self._relaxations: dict[int, Relaxation] = {}
         loose = [0] * len(operations)
         for index, operation in enumerate(operations):
@@ -73,16 +77,18 @@ class Propagation:
                 loose[index] = 2
             elif index:
                 parents = [loose[parent] for parent in operation.inputs]
-                loose[index] = 2 if len(parents) > 1 else min(2, parents[0] + int(getattr(operation, "mixes", False)))
+                loose[index] = 2 if len(parents) > 1 else min(2, parents[0] + int(operation.mixes))
             self.intervals.append(self._interval(index, operation))
 
     def _interval(self, index: int, operation: Operation) -> Interval:
         if index == 0:
             interval = Interval.between(self._region.lower, self._region.upper)
+            self._ceilings.append(interval.magnitude.flatten(1).amax(1).clamp_min(1))
             magnitude = interval.magnitude
             if self._region.centre is not None and self._region.radius is not None:
                 reach = self._region.radius.reshape(-1, *[1] * (self._region.lower.ndim - 1))
-                interval = Interval(interval.centre, interval.radius, reach.expand_as(interval.radius))
+                ball = Ball(self._region.centre, reach.expand_as(interval.radius))
+                interval = Interval(interval.centre, interval.radius, ball)
                 magnitude = magnitude + self._region.centre.abs() + reach
             own = gamma(4 * math.prod(operation.out_shape) + 64, _OWN_UNIT).item() * magnitude
         else:
@@ -90,12 +96,21 @@ class Propagation:
             interval = operation.interval(*parents)
             if self._rounding is None or self._errors is None:
                 return interval
-            error = operation.error(self._rounding, *(parent.magnitude for parent in parents))
+            self._ceilings.append(self._ceiling(operation))
+            error = operation.error(self._rounding, self._ceilings[-1], *(parent.magnitude for parent in parents))
             own = torch.zeros_like(interval.centre) if error is None else error
         if self._errors is None:
             return interval
         self._errors[index] = own + COEFFICIENT * interval.magnitude
         return interval.widened(self._errors[index])
+
+    def _ceiling(self, operation: Operation) -> Tensor:
+        """Return a bound on all numbers that the network may hold on the way to a node's output, (batch,)."""
+        if isinstance(operation, Linear) and not operation.mixes:
+            return operation.ceiling(*(self._ceilings[parent] for parent in operation.inputs))
+        (parent,) = operation.inputs
+        highest: Tensor = self.intervals[parent].magnitude.flatten(1).amax(1).clamp_min(1)
+        return operation.ceiling(highest) if isinstance(operation, Linear) else highest
 
     @property
     def _relaxed(self) -> Relaxed:
@@ -150,6 +165,13 @@ class Propagation:
 
     # What can be asked for
 
+    def first_layer(self) -> tuple[Interval, Interval]:
+        """Return what the first operation that mixes its inputs reads and writes; the input twice, without one."""
+        for index, operation in enumerate(self._operations):
+            if operation.mixes:
+                return self.intervals[operation.inputs[0]], self.intervals[index]
+        return self.intervals[0], self.intervals[0]
+
     def preactivations(self) -> dict[int, Bounds]:
         """Return bounds on the input of each nonlinear node, by the node's number, in order."""
         nonlinear = (index for index, one in enumerate(self._operations) if isinstance(one, Nonlinear))
@@ -177,12 +199,19 @@ class Propagation:
             index = last.inputs[0]
             rows = last.pull(rows)[0]
         interval = self.intervals[index]
-        value = value + dot(rows, interval.centre)
-        lost = lost + _reach(rows, interval)
-        if self._rounding is not None:
-            own = gamma(4 * rows[0, 0].numel() + 64, _OWN_UNIT).item() + COEFFICIENT
-            lost = (lost + own * dot(rows.abs(), interval.magnitude)) * (1 + 2.0**-29)
-        return Bounds(value - lost, value + lost)
+
+        def around(centre: Tensor, reach: Tensor) -> Bounds:
+            middle, half = value + dot(rows, centre), lost + reach
+            if self._rounding is not None:
+                own = gamma(4 * rows[0, 0].numel() + 64, _OWN_UNIT).item() + COEFFICIENT
+                half = (half + own * dot(rows.abs(), interval.magnitude)) * (1 + 2.0**-29)
+            return Bounds(middle - half, middle + half)
+
+        box = around(interval.centre, dot(rows.abs(), interval.radius))
+        if interval.ball is None:
+            return box
+        ball = around(interval.ball.centre, _reach(rows, interval.ball))
+        return Bounds(torch.maximum(box.lower, ball.lower), torch.minimum(box.upper, ball.upper))
 
     def linear_bounds(self, specification: Tensor, both: bool = True) -> Bounds:
         """Return linear bounds on C · output; the upper one is +∞ where only the lower one is wanted.
@@ -240,12 +269,7 @@ class Propagation:
         return best
 
 
-def _reach(rows: Tensor, interval: Interval) -> Tensor:
-    """Return how far rows · x can be from rows · centre, (batch, m)."""
-    reach = dot(rows.abs(), interval.radius)
-    if interval.ball is None:
-        return reach
-    dual = torch.linalg.vector_norm((rows * interval.ball.unsqueeze(1)).flatten(2), dim=2)
-    if interval.beside is not None:
-        dual = dual + dot(rows.abs(), interval.beside)
-    return torch.minimum(reach, dual)
+def _reach(rows: Tensor, ball: Ball) -> Tensor:
+    """Return how far rows · x can be from rows · the centre of the ball, (batch, m)."""
+    dual: Tensor = torch.linalg.vector_norm((rows * ball.reach.unsqueeze(1)).flatten(2), dim=2)
+    return dual if ball.beside is None else dual + dot(rows.abs(), ball.beside)

@@ -13,7 +13,7 @@ OPERATION_SLACK = 16
 TINY = 2.0**-125
 """More than what one operation loses to underflow, gradual or flushed to zero, in float32."""
 OVERFLOW = 2.0**126
-"""Sums of magnitudes above this could overflow in float32: nothing is certified then."""
+"""Numbers above this could overflow in float32: nothing is certified then."""
 
 _OWN_UNIT = UNIT_ROUNDOFF[torch.float64]
 _OWN_FACTOR = 2.0**10
@@ -39,10 +39,10 @@ class Rounding:
             name = str(self.dtype).removeprefix("torch.")
             raise UserError(f"a network can be certified in float32 or float64, not in {name}")
 
-    def error(self, terms: Tensor | int, own_terms: int, magnitude: Tensor, largest_input: Tensor) -> Tensor:
+    def error(self, terms: Tensor | int, own_terms: int, magnitude: Tensor, ceiling: Tensor) -> Tensor:
         """Return a bound on |computed − exact| of sums of products, of the shape of `magnitude`.
 
-            (γ_n + 2¹⁰ γ'_m) · Σ|w||x| · (1 + 2⁻²⁰) + underflow,    γ_n = n u / (1 − n u)
+            (γ_n + 2¹⁰ γ'_m) · Σ|w||x| · (1 + 2⁻²⁰) + 2⁻¹²³ n · ceiling,    γ_n = n u / (1 − n u)
 
         where γ is of the network's precision and γ' of float64; infinite where the network could overflow.
 
@@ -50,11 +50,12 @@ class Rounding:
             terms: n, the roundings that a term passes at most; one number, or one that broadcasts for each output.
             own_terms: m, the same for our own float64 sums over this operation, forward and backward.
             magnitude: Σ|w||x| + |b| at the largest |x|, float64, (batch, ...).
-            largest_input: the largest |x| of each sample, broadcasting to `magnitude`.
+            ceiling: of each sample, (batch,), at least 1 and all numbers on the way (`Operation.ceiling`).
         """
         factor = gamma(terms, UNIT_ROUNDOFF[self.dtype]) + _OWN_FACTOR * gamma(own_terms, _OWN_UNIT)
-        error = factor * magnitude * (1 + 2.0**-20) + TINY * terms * (2 + largest_input)
-        return torch.where(magnitude < OVERFLOW, error, torch.inf)
+        highest = ceiling.reshape(-1, *[1] * (magnitude.ndim - 1))
+        error = factor * magnitude * (1 + 2.0**-20) + 4 * TINY * highest * terms
+        return torch.where((magnitude < OVERFLOW) & (highest < OVERFLOW), error, torch.inf)
 
 
 def gamma(terms: Tensor | int, unit: float) -> Tensor:

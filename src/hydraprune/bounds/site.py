@@ -1,6 +1,7 @@
 """Where a node of the graph stands, for whoever translates it into an operation."""
 
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,5 @@ class Site:
 def unsupported(node: fx.Node, why: str) -> UserError:
     """Return the error that names a node and what it does."""
     kind = {"call_module": "module", "call_function": "function", "call_method": "method"}.get(node.op, node.op)
-    return UserError(
-        f"no bound is known for node '{node.name}', {kind} {node.target} {why}".replace("<built-in ", "<")
-    )
+    target = re.sub(r"<(built-in )?(.*?)( at 0x\w+)?>", r"<\2>", str(node.target))
+    return UserError(f"no bound is known for node '{node.name}', {kind} {target} {why}")

@@ -4,36 +4,24 @@ The graph holds no numbers: `Graph.operations` reads parameters and buffers when
 parametrization they have, so masked weights are seen as the network sees them.
 """
 
-import operator
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from hydraprune.bounds.modules import LEAVES
-from hydraprune.bounds.operations import Diagonal, Input, Operation, Shape, Sum, Weighted
+from hydraprune.bounds.operations import Diagonal, Input, Operation, Shape, Weighted
+from hydraprune.bounds.runs import Run, refuse_changes
 from hydraprune.bounds.site import Site, Statistics
+from hydraprune.bounds.tracer import Tracer, leaf_kind
 from hydraprune.bounds.translate import translate
 from hydraprune.errors import UserError
 from hydraprune.modes import eval_mode
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-
-
-class _Tracer(fx.Tracer):
-    """Stops at modules that have a bound; walks through all others, subclasses with an own `forward` among them."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = _leaf_kind(m)
-        if known is not None:
-            return type(m).forward is known.forward
-        return super().is_leaf_module(m, module_qualified_name)
-
-
-def _leaf_kind(module: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in LEAVES if isinstance(module, kind)), None)
+_SETTINGS = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -60,9 +48,9 @@ class Graph:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        tracer = _Tracer()
+        tracer = Tracer()
         _refuse_hooks(model, "the network")
-        if _leaf_kind(model) is not None:
+        if leaf_kind(model) is not None:
             model = nn.Sequential(model)  # a trace walks through its root
         self.model = model
         try:
@@ -83,8 +71,20 @@ class Graph:
         """The graph as text: the same for the same network."""
         return str(self._graph)
 
+    def description(self) -> list[str]:
+        """Return all that the bounds depend on besides parameters and buffers: graph, settings, constants."""
+        lines = [self.code]
+        for node in self._graph.nodes:
+            if node.op == "call_module":
+                module = self.model.get_submodule(str(node.target))
+                settings = {name: value for name, value in sorted(vars(module).items()) if _is_setting(name, value)}
+                lines.append(f"{node.target} {type(module).__name__} {settings}")
+            elif node.op == "get_attr":
+                lines.append(f"{node.target} {_digest(attrgetter(str(node.target))(self.model))}")
+        return lines
+
     def batch_norms(self) -> list[tuple[str, nn.Module]]:
-        """Return the batch normalisations that the graph calls, with their names."""
+        """Return the batch normalisations that the graph calls, with their names, one for each call."""
         names = [str(node.target) for node in self._graph.nodes if node.op == "call_module"]
         calls = [(name, self.model.get_submodule(name)) for name in names]
         return [(name, module) for name, module in calls if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
@@ -96,21 +96,14 @@ class Graph:
             like: (batch, ...) an input.
             statistics: means and variances for batch normalisations in place of their running ones, by name.
         """
-        shape = tuple(like.shape[1:])
-        if shape not in self._plans:
-            self.planning = True
-            try:
-                self._plans[shape] = self._plan(like)
-            finally:
-                self.planning = False
-        plan = self._plans[shape]
+        plan = self.plan(like)
         site = Site(self.model, plan.shapes, plan.values, like, statistics or {})
         operations: list[Operation] = []
         number: dict[fx.Node, int] = {}
         for node in plan.nodes:
             if node.op == "placeholder":
                 number[node] = 0
-                operations.append(Input(shape))
+                operations.append(Input(tuple(like.shape[1:])))
                 continue
             parents, operation = translate(node, site)
             indices = tuple(number[parent] for parent in parents)
@@ -120,15 +113,30 @@ class Graph:
                 number[node] = indices[0]
                 continue
             operation.inputs = indices
-            if isinstance(operation, Sum):
-                operation.parents = tuple(operations[index] for index in indices)
             number[node] = len(operations)
             operations.append(operation)
         return operations
 
+    def plan(self, like: Tensor) -> Plan:
+        """Return what is known of the graph for inputs of the shape of `like`; made once.
+
+        Raises:
+            UserError: the network cannot be run on such inputs, or bounds cannot follow it.
+        """
+        shape = tuple(like.shape[1:])
+        if shape not in self._plans:
+            self.planning = True
+            try:
+                self._plans[shape] = self._plan(like)
+            finally:
+                self.planning = False
+        return self._plans[shape]
+
     def _plan(self, like: Tensor) -> Plan:
         """Run the network on two sizes of batches: what follows the batch is its first dimension, and only that."""
-        runs = [_shapes(self._module, self.model, like, batch) for batch in (2, 3)]
+        runs = [_run(self._module, self.model, like, batch) for batch in (2, 3)]
+        for run in runs:
+            refuse_changes(run)
         shapes: dict[fx.Node, Shape] = {}
         values: dict[fx.Node, Any] = {}
         nodes: list[fx.Node] = []
@@ -136,7 +144,7 @@ class Graph:
         for node in self._graph.nodes:
             if node.op == "output":
                 break
-            two, three = (run[node] for run in runs)
+            two, three = (run.seen[node] for run in runs)
             moving = node.op == "placeholder" or any(parent in shapes for parent in node.all_input_nodes)
             if moving and _asks_for_shape(node):
                 moving = False
@@ -146,9 +154,9 @@ class Graph:
                 continue
             if not (isinstance(two, Tensor) and two.shape[:1] == (2,) and three.shape == (3, *two.shape[1:])):
                 raise UserError(f"bounds cannot follow node '{node.name}': its output is not one row for each image")
-            changed = node.all_input_nodes[0] if _in_place(node, self.model) else None
-            if changed is not None and len(changed.users) > 1:
-                raise UserError(f"bounds cannot follow node '{node.name}': it changes what others read in place")
+            if nodes and two.dtype != runs[0].seen[nodes[0]].dtype:
+                name = str(two.dtype).removeprefix("torch.")
+                raise UserError(f"bounds cannot follow node '{node.name}': its output is {name}, unlike the input")
             shapes[node] = tuple(two.shape[1:])
             nodes.append(node)
             for parent in {parent for parent in node.all_input_nodes if parent in shapes}:
@@ -167,13 +175,6 @@ def _asks_for_shape(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
 
 
-def _in_place(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") or node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
-
-
 def _needed(nodes: list[fx.Node], output: fx.Node) -> tuple[fx.Node, ...]:
     """Return the nodes that the output depends on: it comes last."""
     wanted = {output}
@@ -183,31 +184,31 @@ def _needed(nodes: list[fx.Node], output: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(node for node in nodes if node in wanted or node.op == "placeholder")
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and keeps every node's value, tensors by their shape alone."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.seen: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.seen[n] = value.to("meta") if isinstance(value, Tensor) else value
-        return value
-
-
-def _shapes(module: fx.GraphModule, model: nn.Module, like: Tensor, batch: int) -> dict[fx.Node, Any]:
+def _run(module: fx.GraphModule, model: nn.Module, like: Tensor, batch: int) -> Run:
     floating = (tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point())
     first = next(floating, None)
     dtype = like.dtype if first is None else first.dtype
-    runner = _Shapes(module)
+    runner = Run(module)
     try:
-        with torch.no_grad(), eval_mode(model):
+        with eval_mode(model):
             runner.run(torch.zeros(batch, *like.shape[1:], dtype=dtype, device=like.device))
     except Exception as error:
         shape = tuple(like.shape[1:])
         raise UserError(f"the network cannot be run on inputs of shape {shape}: {_one_line(error)}") from error
-    return runner.seen
+    return runner
+
+
+def _is_setting(name: str, value: object) -> bool:
+    parts = value if isinstance(value, tuple | list) else [value]
+    return not name.startswith("_") and name != "training" and all(isinstance(part, _SETTINGS) for part in parts)
+
+
+def _digest(constant: Any) -> str:
+    """Return what tells one constant of the graph from another."""
+    if not isinstance(constant, Tensor):
+        return repr(constant)
+    data = constant.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return f"{constant.dtype} {tuple(constant.shape)} {hashlib.sha256(data).hexdigest()}"
 
 
 def _refuse_hooks(module: nn.Module, name: str) -> None:

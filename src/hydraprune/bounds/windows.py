@@ -231,7 +231,7 @@ def _windowed(operation: Operation, shape: Shape, below: Sequence[Operation]) ->
     if isinstance(operation, LeakyReLU):
         return LeakyReLU(shape, operation.slope)
     assert isinstance(operation, Diagonal)
-    return Diagonal(shape, operation.scale, operation.bias, operation.bias_magnitude)
+    return Diagonal(shape, operation.scale, operation.bias, operation.bias_magnitude, operation.factors)
 
 
 def _append(operations: list[Operation], operation: Operation) -> None:

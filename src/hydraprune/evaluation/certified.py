@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hydraprune.attacks import Eps
-from hydraprune.bounds import METHODS, Ascent, Method, Network, Region, Rounding, intermediates_of, margins
+from hydraprune.bounds import METHODS, VERSION, Ascent, Method, Network, Region, Rounding, intermediates_of, margins
 from hydraprune.bounds.specification import checked
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import Batch, Batches, LabelledImages, Split
@@ -79,7 +79,8 @@ def certify(
 
     Raises:
         UserError: no image, an unknown method, an attack in another ball, an operation without a bound, logits that
-            are not finite, a precision other than float32 or float64, or a state file of other work.
+            are not finite or not (batch, classes), a precision other than float32 or float64, or a state file of
+            other work.
     """
     if len(split) == 0:
         raise UserError("there is no image to certify")
@@ -139,7 +140,8 @@ def certification_identity(
         "norm": norm,
         "methods": list(_methods(method)),
         "ascent": vars(ascent or _ASCENT),
-        "graph": Network(model).code,
+        "bounds": VERSION,
+        "graph": Network(model).description,
         "attack": None if attack is None else attack.describe(),
         "batch_size": batch_size,
         "seed": seed,
@@ -203,7 +205,15 @@ class _Prover:
     def prove(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Return verdicts, labels, predictions, methods and margins of one batch, nothing attacked yet."""
         images = batch.images
+        self._graph.check(images)
+        version = images._version
         logits = self.model(images)
+        if images._version != version:
+            raise UserError("the network changes its input in place where its trace does not; bounds need it whole")
+        if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+            raise UserError(
+                f"certificates need logits of shape (batch, classes), 2 or more, not {tuple(logits.shape)}"
+            )
         if not torch.isfinite(logits).all():
             raise UserError(f"the model returns NaN or infinite logits in batch {number}")
         predicted = logits.argmax(1)
