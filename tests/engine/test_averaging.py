@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from hydraprune.data import Batches
-from hydraprune.engine import SGD, Average, Constant, RunningAverage, Training, recalibrate
-from hydraprune.objectives import Benign, Loss, Objective
+from hydraprune.data.seeds import derived_generator
+from hydraprune.engine import SGD, Average, Constant, Distillation, RunningAverage, Training, recalibrate
+from hydraprune.objectives import Benign, Gaussian, Loss, Objective
 from hydraprune.sparsity import Global, Hydra, prune
 
 LR = 0.25
@@ -133,6 +134,32 @@ def test_recalibrated_statistics_are_those_of_a_whole_pass(network, batches):
     assert model[1].momentum == 0.1
     assert all(module.training for module in model.modules())
     assert torch.equal(rng, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_an_average_for_smoothing_is_calibrated_on_noise_that_is_the_same_each_time(run, network, batches, distilled):
+    model, states, sigma = network(), [], 0.5
+
+    def validate(seen):
+        states.append({key: value.clone() for key, value in seen.state_dict().items()})
+        return {"validation_benign": 0.5, "validation_robust": 0.5}
+
+    options = {"distillation": Distillation(0.5)} if distilled else {}
+    run(
+        model,
+        Gaussian(sigma),
+        training(2, Average(ema=0.5), **options),
+        validate=validate,
+        teacher=network() if distilled else None,
+    )
+    assert all(torch.equal(states[-1][key], value) for key, value in model.state_dict().items())
+    generator = derived_generator("calibration", 3, 0)  # 3 is the seed of the stage
+    images = [batch.images for batch in batches().epoch(0)]
+    noisy = [each + sigma * torch.randn(each.shape, generator=generator) for each in images]
+    for shown, are_those in ((images, False), (noisy, True)):
+        with torch.no_grad():
+            variances = torch.stack([model[0](each).var((0, 2, 3)) for each in shown])
+        assert torch.allclose(model[1].running_var, variances.mean(0), rtol=1e-4) == are_those
 
 
 def test_recalibration_leaves_modes_as_they_were_and_makes_no_pass_without_batchnorm(network, batches):

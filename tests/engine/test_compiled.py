@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from hydraprune.attacks import PGD, Eps
 from hydraprune.engine import SGD, Training
-from hydraprune.engine.compiled import Compiled
+from hydraprune.engine.compiled import Compiled, compile_complaint
 from hydraprune.errors import UserError
-from hydraprune.objectives import IBP, Benign, Free, Trades
+from hydraprune.objectives import IBP, Benign, Distilled, FastAT, Free, Trades
 from hydraprune.sparsity import Hydra, RigL, Uniform, prune
 
 # torch's own compiler imports what torch calls deprecated.
@@ -112,6 +112,23 @@ def test_fine_tuning_keeps_masks_and_lets_them_regrow(run, batches):
 def test_bounds_are_refused_before_anything_runs(run):
     with pytest.raises(UserError, match=r"hardware\.compile is for objectives that run the network; IBP"):
         run(make(False)[0], IBP(eps=Eps("0.1")), Training(1, 8), compile=True)
+
+
+@pytest.mark.parametrize(
+    ("objective", "why"),
+    [
+        (FastAT(grad_align=0.2), "FastAT with grad_align differentiates its gradients"),
+        (IBP(eps=Eps("0.1")), "IBP goes through it node by node for its bounds"),
+        (FastAT(), None),
+        (Benign(), None),
+    ],
+    ids=["grad_align", "ibp", "fast-at", "benign"],
+)
+@pytest.mark.parametrize("distilled", [False, True])
+def test_what_outputs_and_their_gradients_are_not_enough_for_is_refused_distilled_or_not(objective, why, distilled):
+    asked = Distilled(objective, make(False)[0], 0.5) if distilled else objective
+    start, end = "hardware.compile is for objectives that run the network; ", ": set hardware.compile to false"
+    assert compile_complaint(asked) == (why and start + why + end)
 
 
 def test_without_a_compiler_a_cpu_says_so(run, monkeypatch):

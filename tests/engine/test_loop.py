@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hydraprune.attacks import PGD
+from hydraprune.attacks import PGD, Eps
 from hydraprune.engine import SGD, Adam, Constant, Hardware, OneCycle, Training
 from hydraprune.errors import HydrapruneError
-from hydraprune.objectives import PGDAT, Benign, Loss, Objective, Trades
+from hydraprune.objectives import IBP, PGDAT, Benign, Loss, Objective, Trades
 from hydraprune.sparsity import CRITERIA, Global, Hydra, MaskSet, ScoredMask, Uniform, bake, prune
 
 
@@ -230,6 +230,39 @@ def test_best_is_the_epoch_of_highest_validation_robust_and_of_ties_the_latest(r
     assert all(changed(model, state) for epoch, state in enumerate(states) if epoch != best)
     assert [record["validation_robust"] for record in history] == robust
     assert [record["validation_benign"] for record in history] == [0.9] * 4
+
+
+@pytest.mark.parametrize(
+    ("robust", "from_epoch", "kept"),
+    [
+        ([0.9, 0.8, 0.5, 0.6, 0.3], 2, 3),
+        ([0.9, 0.8, 0.5, 0.3, 0.3], 2, 2),
+        ([0.1, 0.9, 0.5, 0.3, 0.3], 0, 1),
+        ([0.9, 0.8, 0.5, 0.6, 0.3], 5, 4),
+    ],
+    ids=["later", "at once", "all settled", "none settled: the last"],
+)
+def test_best_is_an_epoch_that_was_settled_from_its_first_batch_on(run, network, robust, from_epoch, kept):
+    @dataclass(frozen=True)
+    class Ramped(Benign):
+        def settled(self, progress):
+            assert (progress.steps, progress.steps_per_epoch) == (15, 3)
+            return progress.step >= 3 * from_epoch
+
+    model = network()
+    validate, states = scripted(model, robust)
+    run(model, Ramped(), Training(5, optimiser=SGD(0.1), select="best"), validate=validate)
+    assert changed(model, states[kept]) == set()
+    assert all(changed(model, state) for epoch, state in enumerate(states) if epoch != kept)
+
+
+def test_best_on_bounds_is_an_epoch_at_the_whole_radius(run, network):
+    """Four epochs, the first of clean images, the radius rises in the second and in half of the third."""
+    model = network()
+    validate, states = scripted(model, [0.9, 0.8, 0.7, 0.1])
+    objective = IBP(eps=Eps("0.1"), warm_up=0.25, ramp=0.375)
+    run(model, objective, Training(4, optimiser=SGD(0.01), select="best"), validate=validate)
+    assert changed(model, states[3]) == set()
 
 
 def test_last_keeps_the_last_whatever_validation_says(run, network):

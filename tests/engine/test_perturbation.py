@@ -92,6 +92,16 @@ def test_every_bit_is_put_back(network, search):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-23, 1e-38])
+def test_a_gradient_whose_squares_are_0_in_float32_moves_the_weights_as_far_as_any(size):
+    """‖θ‖ = 5 and the gradient (0, 0.6, 0.8) times a size: the weights move by γ · 5 along it."""
+    model = nn.Sequential(nn.Linear(3, 1, bias=False))
+    model[0].weight = nn.Parameter(torch.tensor([[4.0, 3.0, 0.0]]))
+    gradient = size * torch.tensor([[0.0, 0.6, 0.8]])
+    with perturbed(model, [model[0].weight], [gradient], 0.1, None):
+        assert model[0].weight.flatten().tolist() == pytest.approx([4.0, 3.3, 0.4], rel=1e-6)
+
+
 def test_pruned_weights_neither_move_nor_count():
     model = nn.Sequential(nn.Linear(4, 1, bias=False))
     model[0].weight = nn.Parameter(torch.tensor([[3.0, 4.0, 100.0, 0.0]]))

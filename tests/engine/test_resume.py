@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hydraprune.attacks import PGD
+from hydraprune.attacks import PGD, Eps
 from hydraprune.console import SilentProgress
 from hydraprune.engine import (
     AWP,
@@ -28,7 +28,7 @@ from hydraprune.engine import (
     train,
 )
 from hydraprune.errors import Interrupted, UserError
-from hydraprune.objectives import PGDAT, Benign, FastAT, Free, Loss, Objective, Trades
+from hydraprune.objectives import IBP, PGDAT, Benign, FastAT, Free, Gaussian, Loss, Objective, Trades
 from hydraprune.sparsity import Global, Hydra, prune
 
 STEPS = 9  # 3 epochs of 3 batches: 3 ends an epoch, 5 lies in the middle of one
@@ -45,6 +45,12 @@ class Restless(Objective):
     at: dict = field(default_factory=dict)
     inner: Objective = field(default_factory=lambda: PGDAT(PGD(steps=1)))
     seen: list = field(default_factory=list)
+
+    def settled(self, progress):
+        return self.inner.settled(progress)
+
+    def calibration_images(self, images, generator):
+        return self.inner.calibration_images(images, generator)
 
     def losses(self, model, batch, progress) -> Iterator[Loss]:
         self.seen.append(progress.step)
@@ -131,6 +137,12 @@ OPTIONS = {
     "weights, swa": {"average": Average(swa=0.3)},
     "weights, distilled": {"distillation": Distillation(0.5, 2.0)},
     "weights, free, ema": {"average": Average(ema=0.7), "objective": Free(repeats=2)},
+    "weights, gaussian, ema, best": {"average": Average(ema=0.7), "objective": Gaussian(), "select": "best"},
+    "weights, ibp, swa, best": {
+        "average": Average(swa=0.3),
+        "objective": IBP(eps=Eps("0.01"), ramp=0.3, regularisation=0.5),
+        "select": "best",
+    },
     "scores, all": {
         "search": True,
         "optimiser": SGD(1.0),

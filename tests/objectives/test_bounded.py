@@ -9,12 +9,19 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn import functional as F
 
-from hydraprune import bounds, sparsity
+from hydraprune import bounds, models, sparsity
 from hydraprune.attacks import Eps
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
 from hydraprune.objectives import IBP, MTLIBP, SABR, CrownIBP, MixTrain, Objective, StageProgress
-from hydraprune.objectives.bounded import CleanPass, robust_cross_entropy, warm_up_penalty
+from hydraprune.objectives.bounded import (
+    CleanPass,
+    reference_width,
+    robust_cross_entropy,
+    tightness,
+    warm_up_penalty,
+)
+from hydraprune.objectives.sabr import small_box
 
 END = StageProgress(99, 100, 10)
 EPS = Eps("0.05")
@@ -132,6 +139,33 @@ def test_mtl_ibp_without_bounds_is_adversarial_training(network):
     assert clean < found <= worst
 
 
+def test_sabrs_box_is_moved_to_where_all_of_it_is_in_the_ball_and_in_the_pixels():
+    """ε 0.1, τ 0.04. Pixels at 0, 1, near 0 and inside, and x' at its farthest, 0.06 away, or where it started."""
+    images = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.02, 0.5, 0.5]])
+    centre = torch.tensor([[0.0, 0.06, 1.0, 0.94, 0.0, 0.56, 0.44]])
+    box = small_box(images, centre, 0.1, 0.04)
+    expected = torch.tensor([[0.0, 0.02, 0.92, 0.9, 0.0, 0.52, 0.4]])
+    torch.testing.assert_close(box.lower, expected)
+    torch.testing.assert_close(box.upper, expected + 0.08)
+
+
+def test_sabrs_box_is_all_of_the_ball_where_this_is_narrower():
+    """ε 0.1, τ 0.07: at 0 and 1 the ball has width 0.1 inside [0, 1], the box would have 0.14."""
+    images = torch.tensor([[0.0, 1.0, 0.5]])
+    box = small_box(images, torch.tensor([[0.03, 1.0, 0.53]]), 0.1, 0.07)
+    torch.testing.assert_close(box.lower, torch.tensor([[0.0, 0.9, 0.46]]))
+    torch.testing.assert_close(box.upper, torch.tensor([[0.1, 1.0, 0.6]]))
+
+
+def test_sabr_bounds_whole_boxes_at_black_and_white_pixels(network):
+    """Without steps x' = x, in a corner of [0, 1]: the loss is that of [0, 2τ] and [1 − 2τ, 1], not of half of it."""
+    black_and_white = torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]).reshape(1, 1, 2, 3)
+    batch = Batch(black_and_white, torch.tensor([1]))
+    inside = (black_and_white - 0.02).clamp(0.02, 0.98)
+    expected = robust_cross_entropy(worst_margins(network, inside, batch.labels, 0.02))
+    torch.testing.assert_close(total(SABR(eps=EPS, box=0.4, steps=0), network, batch), expected)
+
+
 EVERY = [IBP, CrownIBP, MixTrain, SABR, MTLIBP]
 
 
@@ -209,6 +243,13 @@ def test_the_radius_rises_from_0_to_all_of_it_without_a_jump(shape):
         assert rises[250] < 0.005  # slow at first
 
 
+def test_epochs_may_be_selected_from_the_whole_radius_on():
+    objective = IBP(warm_up=0.1, ramp=0.2)  # together 0.30000000000000004
+    settled = [objective.settled(StageProgress(10 * epoch, 100, 10)) for epoch in range(10)]
+    assert settled == [False] * 3 + [True] * 7
+    assert not IBP(ramp=1.0).settled(StageProgress(90, 100, 10))
+
+
 def test_without_a_ramp_the_whole_radius_is_there_at_once():
     assert IBP(ramp=0.0).rise(StageProgress(0, 100, 10)) == 1
 
@@ -224,7 +265,55 @@ def test_the_warm_up_penalty_by_hand():
     # Centres 3.5 and −4, half widths 0.3; w0 = 0.1. Mean centre −0.25: both spreads are 3.75².
     tightness = (0.5 - 0.1 / 0.3) / 0.5
     balance = max(0.0, 0.5 - 3.5 / 4) + 0.0
-    assert warm_up_penalty(propagation, region).item() == pytest.approx(tightness + balance, rel=1e-5)
+    assert warm_up_penalty(propagation).item() == pytest.approx(tightness + balance, rel=1e-5)
+
+
+def normalised(*layers):
+    return nn.Sequential(models.Normalize([0.3], [0.25]), *layers)
+
+
+def test_the_warm_up_penalty_of_pixels_is_that_of_normalised_pixels_without_the_normalisation(convolutional):
+    convolutional.eval()
+    images = batch_of(4, 1, 6, 6).images
+    region = bounds.Region.ball(images, 0.05)
+    standardised = bounds.Region((region.lower - 0.3) / 0.25, (region.upper - 0.3) / 0.25)
+    found = warm_up_penalty(bounds.Network(normalised(*convolutional)).propagate(region))
+    expected = warm_up_penalty(bounds.Network(convolutional).propagate(standardised))
+    assert expected > 0
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", ["cnn_small", "cnn_large"])
+def test_a_network_fresh_from_its_initialisation_for_bounds_is_tight(name, normalize):
+    """Half widths neither explode nor vanish from layer to layer, so there is nothing to punish (Shi et al. 2021)."""
+    torch.manual_seed(0)
+    statistics = ([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]) if normalize else ()
+    model = models.ibp_init_(models.create(name, 10, (3, 16, 16), *statistics)).eval()
+    region = bounds.Region.ball(torch.rand(4, 3, 16, 16), 2 / 255)
+    with torch.no_grad():
+        propagation = bounds.Network(model).propagate(region)
+        w0 = reference_width(propagation)
+        found = [tightness(each, w0).item() for each in propagation.preactivations().values()]
+    assert len(found) > 2
+    assert found == [0.0] * len(found)
+
+
+def test_tightness_in_an_l2_ball_is_measured_from_the_output_of_the_first_layer():
+    """Rows (3, 4) and (0, 1) behind a division by 0.25: ε‖w‖₂ is 5ε and 1ε there, four times as much in pixels."""
+    model = normalised(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        model[2].bias.fill_(10.0)  # all active
+        model[4].weight.copy_(torch.tensor([[10.0, 10.0]]))
+    region = bounds.Region.ball(torch.full((1, 1, 1, 2), 0.5), 0.01, "l2")
+    propagation = bounds.Network(model).propagate(region)
+    w0 = reference_width(propagation)
+    assert w0.item() == pytest.approx(4 * 0.01 * (5 + 1) / 2, rel=1e-5)
+    first, second = propagation.preactivations().values()
+    assert tightness(first, w0).item() == 0
+    # The interval behind the first layer is a box of half widths 0.2 and 0.04: ten times their sum.
+    assert tightness(second, w0).item() == pytest.approx((0.5 - 0.12 / 2.4) / 0.5, rel=1e-5)
 
 
 def test_the_regulariser_fades_with_the_radius(network):
@@ -233,7 +322,7 @@ def test_the_regulariser_fades_with_the_radius(network):
     assert total(with_it, network, batch) == total(plain, network, batch)
     middle = StageProgress(25, 100, 10)
     region = bounds.Region.ball(batch.images, 0.025)
-    expected = 0.25 * warm_up_penalty(CleanPass.of(network, batch.images).propagate(region), region)
+    expected = 0.25 * warm_up_penalty(CleanPass.of(network, batch.images).propagate(region))
     difference = total(with_it, network, batch, middle) - total(plain, network, batch, middle)
     torch.testing.assert_close(difference, expected)
 

@@ -52,6 +52,27 @@ def test_n_fgsm_adds_a_whole_step_to_its_noise_by_hand():
     assert (adversarial - data.images).abs().max() > eps
 
 
+@pytest.mark.parametrize("options", [{}, RS_FGSM], ids=["n-fgsm", "rs-fgsm"])
+def test_the_start_is_cut_to_the_pixels_before_the_step_so_that_a_step_leaves_0_and_1(options):
+    """A start at −0.2 is one at 0: the step from there leads to ε, not back to −0.1 and 0."""
+    images = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(8, 8).reshape(8, 1, 4, 4)
+    data, model, eps = Batch(images, torch.arange(8) % 2), network(), 0.1
+    objective = FastAT(eps=Eps(eps), **options)
+    torch.manual_seed(5)
+    noise = torch.empty_like(images).uniform_(-objective.noise * eps, objective.noise * eps)
+    start = (images + noise).clamp(0, 1)
+    leaf = start.clone().requires_grad_()
+    F.cross_entropy(model(leaf), data.labels).backward()
+    moved = start - images + objective.step * eps * leaf.grad.sign()
+    moved = moved.clamp(-eps, eps) if objective.clip else moved
+    torch.manual_seed(5)
+    adversarial = objective.perturb(model, data, eps)
+    torch.testing.assert_close(adversarial, (images + moved).clamp(0, 1))
+    cut = (images + noise != start) & ((leaf.grad > 0) == (images == 0))  # and the step leads back inside
+    assert cut.any()
+    torch.testing.assert_close((adversarial - images)[cut].abs(), torch.full_like(images, eps)[cut])
+
+
 def test_the_radius_rises_over_the_ramp():
     data, seen = batch(low=0.5, high=0.5), []
     model = network()

@@ -8,7 +8,20 @@ from torch import nn
 from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
-from hydraprune.objectives import MART, PGDAT, Benign, Distilled, FastAT, Free, Loss, Objective, StageProgress, Trades
+from hydraprune.objectives import (
+    IBP,
+    MART,
+    PGDAT,
+    Benign,
+    Distilled,
+    FastAT,
+    Free,
+    Gaussian,
+    Loss,
+    Objective,
+    StageProgress,
+    Trades,
+)
 
 PROGRESS = StageProgress(step=0, steps=10, steps_per_epoch=5)
 ATTACK = PGD(eps=Eps("0.1"), steps=2)
@@ -118,6 +131,18 @@ def test_free_training_asks_the_teacher_once_a_batch():
     ]
     assert len(losses) == 4
     assert len(passes) == 1
+
+
+def test_a_distilled_objective_answers_the_loop_as_the_objective_does():
+    teacher, images = tiny(4), batch().images
+    early, late = StageProgress(0, 10, 5), StageProgress(9, 10, 5)
+    for objective in (Benign(), FastAT(grad_align=0.5), Gaussian(sigma=0.5), IBP(ramp=0.5)):
+        distilled = Distilled(objective, teacher, 0.5)
+        assert distilled.more_than_outputs == objective.more_than_outputs
+        assert [distilled.settled(each) for each in (early, late)] == [not isinstance(objective, IBP), True]
+        shown = [one.calibration_images(images, torch.Generator().manual_seed(1)) for one in (distilled, objective)]
+        assert torch.equal(*shown)
+        assert torch.equal(shown[0], images) == (not isinstance(objective, Gaussian))
 
 
 def test_an_objective_without_logits_is_distilled_on_clean_images_at_one_more_pass():

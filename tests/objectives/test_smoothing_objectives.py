@@ -123,7 +123,8 @@ def test_smoothadv_attacks_the_mean_over_the_noise_inside_the_ball_and_trains_un
     seen = []
     model.register_forward_hook(lambda module, inputs, _: seen.append((inputs[0].detach(), module.training)))
     loss = loss_of(objective, model, data)
-    assert [training for _, training in seen] == [False] * 5 + [True]
+    # DDN also looks at where its last step leads.
+    assert [training for _, training in seen] == [False] * (5 + (attack == "ddn")) + [True]
     noise = noise_of(objective, data, 3)
     attacked = seen[-1][0].view(3, *data.images.shape) - noise
     torch.testing.assert_close(attacked[0], attacked[1])
@@ -133,6 +134,43 @@ def test_smoothadv_attacks_the_mean_over_the_noise_inside_the_ball_and_trains_un
     assert loss.total.item() == pytest.approx(expected, rel=1e-9)
     clean = np.mean([cross_entropy(log_softmax(model, data.images + one), data.labels) for one in noise])
     assert expected > clean + 0.01
+
+
+def test_ddn_trains_on_the_nearest_of_its_iterates_that_fools_and_on_the_image_where_none_does():
+    """One pixel, class 1 from 0.593 on, radius 0.1: after a success the next iterate is 5 % nearer, else not farther.
+
+    From 0.5 the last is too near, from 0.51 all fool and the last is the nearest, from 0.4 none gets there, and 0.7
+    is wrong as it is.
+    """
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        model[1].bias.copy_(torch.tensor([0.593, -0.593]))
+    seen = []
+    model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach().flatten()))
+    pixels = torch.tensor([0.5, 0.51, 0.4, 0.7], dtype=torch.float64)
+    data = Batch(pixels.view(-1, 1, 1, 1), torch.zeros(4, dtype=torch.int64))
+    (_,) = SmoothAdv(0.0, attack="ddn", eps=Eps("0.1"), steps=3, samples=1).losses(model, data, PROGRESS)
+    *iterates, trained_on = seen
+    by_hand = [
+        [0.5, 0.6, 0.595, 0.59025],
+        [0.51, 0.61, 0.605, 0.60025],
+        [0.4, 0.5, 0.5, 0.5],
+        [0.7, 0.795, 0.79025, 0.7857375],
+    ]
+    torch.testing.assert_close(torch.stack(iterates, 1), torch.tensor(by_hand, dtype=torch.float64))
+    torch.testing.assert_close(trained_on, torch.tensor([0.595, 0.60025, 0.4, 0.7], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("objective", ALL, ids=NAMES)
+def test_batchnorm_is_calibrated_on_images_with_the_noise_of_the_given_generator(objective):
+    images = batch().images
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    before = torch.get_rng_state()
+    found = objective.calibration_images(images, generators[0])
+    noise = torch.randn(images.shape, generator=generators[1], dtype=images.dtype)
+    torch.testing.assert_close(found, images + objective.sigma * noise)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("objective", ALL, ids=NAMES)

@@ -89,6 +89,7 @@ class RunningAverage:
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Set BatchNorm's running statistics to the means, over the batches, of each batch's mean and variance.
 
+    The batches are to be what the network is to be run on: noisy images, where those are what it is certified on.
     BatchNorm is in train mode meanwhile, all else in eval mode, so nothing is drawn; modes and momenta are put back.
     One forward pass over the batches; none for a network without such statistics.
     """

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from hydraprune import sparsity
 from hydraprune.errors import UserError
-from hydraprune.objectives import Objective, TrainsOnBounds
+from hydraprune.objectives import Objective
 
 
 class Compiled(nn.Module):
@@ -62,12 +62,10 @@ def _read(network: nn.Module, name: str) -> Tensor:
 
 def compile_complaint(objective: Objective) -> str | None:
     """Return why networks cannot be compiled for this objective, or None if they can."""
-    if not isinstance(objective, TrainsOnBounds):
+    needed = objective.more_than_outputs
+    if not needed:
         return None
-    return (
-        f"hardware.compile is for objectives that run the network; {type(objective).__name__} goes through it node "
-        "by node for its bounds: set hardware.compile to false"
-    )
+    return f"hardware.compile is for objectives that run the network; {needed}: set hardware.compile to false"
 
 
 def check_compilable(objective: Objective, device: torch.device) -> None:

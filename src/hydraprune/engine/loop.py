@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hydraprune.console import Progress, Task
 from hydraprune.data import Batch
+from hydraprune.data.seeds import derived_generator
 from hydraprune.engine.averaging import RunningAverage, recalibrate
 from hydraprune.engine.checkpoint import TrainState, seed_everything
 from hydraprune.engine.compiled import Compiled, check_compilable
@@ -247,7 +248,7 @@ def _end_epoch(
         with _averaged(work, model, state.average, done, state.group):
             record |= work.validate(work.model)
             value = record["validation_robust"]
-            if training.select == "best" and value >= state.best.value:
+            if training.select == "best" and _settled(work, training, state.epoch) and value >= state.best.value:
                 state.best.epoch, state.best.value = state.epoch, value
                 state.best.state = _copy(work.model.state_dict())
     state.history.append(record)
@@ -259,6 +260,12 @@ def _end_epoch(
     if record["validation_robust"] is not None:
         shown.append(f"val {record['validation_benign']:.1%} / {record['validation_robust']:.1%}")
     bar.note("  ".join(shown))
+
+
+def _settled(work: Work, training: Training, epoch: int) -> bool:
+    """Return whether the objective trained for what the stage is to end on in all of this epoch."""
+    per_epoch = len(work.batches)
+    return work.objective.settled(StageProgress(epoch * per_epoch, training.epochs * per_epoch, per_epoch))
 
 
 @contextlib.contextmanager
@@ -285,9 +292,16 @@ def _install(work: Work, model: nn.Module, average: RunningAverage, done: float,
     average.install()
     if work.masks is not None:
         work.masks.update(done)
-    # Always the same batches, so that the network that is stored has the very bits that were validated.
-    recalibrate(model, work.batches.epoch(0))
+    recalibrate(model, _calibration_batches(work, group))
     group.average(running_statistics(work.model))
+
+
+def _calibration_batches(work: Work, group: Group) -> Iterator[Batch]:
+    """Return the training images as the objective wants BatchNorm's statistics to be measured."""
+    # Always the same batches and noise, so that the network that is stored has the very bits that were validated.
+    generator = derived_generator("calibration", work.seed, group.rank)
+    for batch in work.batches.epoch(0):
+        yield replace(batch, images=work.objective.calibration_images(batch.images, generator))
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -72,7 +72,8 @@ def perturbed(
             if gradient is None or not gradient.any():
                 continue
             seen = parameter * kept[id(parameter)] if id(parameter) in kept else parameter
-            parameter.add_(gradient * (gamma * seen.norm() / gradient.norm()))
+            direction = gradient.double() / _length(gradient)
+            parameter.add_((gamma * _length(seen) * direction).to(parameter.dtype))
         if masks is not None and {id(scores) for scores in masks.scores()} & {id(p) for p in parameters}:
             masks.update(progress)
     try:
@@ -81,6 +82,13 @@ def perturbed(
         with torch.no_grad():
             for tensor, value in zip(moving, before, strict=True):
                 tensor.copy_(value)
+
+
+def _length(tensor: Tensor) -> Tensor:
+    """Return ‖·‖₂ in float64."""
+    # In float32 the squares of a confident network's gradient (1e-23 and less) vanish, and it would be divided by 0.
+    length: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return length
 
 
 def _masks_by_weight(model: nn.Module) -> dict[int, Tensor]:

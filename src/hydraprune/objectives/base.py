@@ -86,6 +86,27 @@ class Objective(ABC):
         """Return in words what changes over a stage of `epochs` epochs; nothing where nothing does."""
         return ""
 
+    @property
+    def more_than_outputs(self) -> str:
+        """What it needs of a network besides outputs and their gradients, in a clause that names it; mostly nothing.
+
+        A compiled network has no more to give.
+        """
+        return ""
+
+    def settled(self, progress: StageProgress) -> bool:  # noqa: ARG002 - most are all the time
+        """Return whether it trains here for what its stage is to end on; `select: best` takes no other epoch."""
+        return True
+
+    def calibration_images(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - most draw none
+        """Return the images that BatchNorm's statistics of an averaged network are measured on: those given.
+
+        Args:
+            images: (batch, channels, height, width) of the training data, pixels in [0, 1].
+            generator: on the CPU, of all that is drawn.
+        """
+        return images
+
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield one loss for each optimiser update to make on this batch (almost always one).

@@ -79,6 +79,16 @@ class TrainsOnBounds(WithCrossEntropy):
         """Return in words what else changes over a stage."""
         return []
 
+    @property
+    def more_than_outputs(self) -> str:
+        """The nodes in between."""
+        return f"{type(self).__name__} goes through it node by node for its bounds"
+
+    def settled(self, progress: StageProgress) -> bool:
+        """Return whether the radius is the whole one: a network of before stands attacks, but has no certificates."""
+        # Not == 1: in floating point 0.1 + 0.2 of a stage is a little more than 3 epochs of 10.
+        return self.rise(progress) > 1 - 1e-9
+
     def rise(self, progress: StageProgress) -> float:
         """Return ε_t/ε in [0, 1] at this point of the stage."""
         if progress.fraction >= self.warm_up + self.ramp:
@@ -86,11 +96,11 @@ class TrainsOnBounds(WithCrossEntropy):
         share = (progress.fraction - self.warm_up) / self.ramp if self.ramp else 0.0
         return 0.0 if share <= 0 else _smooth(share) if self.ramp_shape == "smooth" else share
 
-    def regulariser(self, propagation: Propagation, region: Region, rise: float) -> Tensor | float:
+    def regulariser(self, propagation: Propagation, rise: float) -> Tensor | float:
         """Return λ (1 − ε_t/ε) · (tightness + balance), with gradient; 0 once the whole radius is reached."""
         if self.regularisation == 0 or rise >= 1:
             return 0.0
-        return self.regularisation * (1 - rise) * warm_up_penalty(propagation, region)
+        return self.regularisation * (1 - rise) * warm_up_penalty(propagation)
 
 
 def _smooth(share: float) -> float:
@@ -168,29 +178,40 @@ def robust_cross_entropy(lower: Tensor) -> Tensor:
     return F.cross_entropy(worst, torch.zeros(len(worst), dtype=torch.int64, device=worst.device))
 
 
-def warm_up_penalty(propagation: Propagation, region: Region) -> Tensor:
-    """Return tightness + balance of Shi et al. 2021, each in [0, 1] or [0, 2], averaged over the nonlinear layers.
-
-    Tightness: relu(τ − w₀/w)/τ, w the mean half width before a layer and w₀ that of the input. Balance:
-    (relu(τ − min(r, 1/r)) + relu(τ − min(s, 1/s)))/τ with r the ratio of the mean centres, and s that of the spreads,
-    of units that are surely active to units that surely are not; a layer that lacks one of the two sorts adds none.
-    """
-    w0 = ((region.upper - region.lower) / 2).mean()
-    terms = [_penalty(bounds, w0) for bounds in propagation.preactivations().values()]
+def warm_up_penalty(propagation: Propagation) -> Tensor:
+    """Return the mean of tightness + balance of Shi et al. 2021 over the nonlinear layers, a scalar with gradient."""
+    w0 = reference_width(propagation)
+    terms = [tightness(bounds, w0) + balance(bounds) for bounds in propagation.preactivations().values()]
     return torch.stack(terms).mean() if terms else w0.new_zeros(())
 
 
-def _penalty(bounds: Bounds, w0: Tensor) -> Tensor:
-    centre, width = (bounds.upper + bounds.lower) / 2, (bounds.upper - bounds.lower) / 2
-    tightness = F.relu(TOLERANCE - w0 / width.mean().clamp(min=1e-12)) / TOLERANCE
+def reference_width(propagation: Propagation) -> Tensor:
+    """Return w₀, the mean half width of what the first layer that mixes its inputs reads: behind a normalisation.
+
+    Of an L2 ball it is that of what this layer writes, at most ε‖w‖₂ for a row w: the half widths of single pixels
+    speak of ε‖w‖₁, far above what any layer comes to. So there the first layer itself has no tightness.
+    """
+    read, written = propagation.first_layer()
+    return (read if read.ball is None else written).radius.mean()
+
+
+def tightness(bounds: Bounds, w0: Tensor) -> Tensor:
+    """Return relu(τ − w₀/w)/τ in [0, 1], w the mean half width of `bounds`, those before a nonlinear layer."""
+    width = ((bounds.upper - bounds.lower) / 2).mean()
+    return F.relu(TOLERANCE - w0 / width.clamp(min=1e-12)) / TOLERANCE
+
+
+def balance(bounds: Bounds) -> Tensor:
+    """Return (relu(τ − min(r, 1/r)) + relu(τ − min(s, 1/s)))/τ in [0, 2], for bounds before a nonlinear layer.
+
+    r is the ratio of the mean centres, s that of the spreads, of units that are surely active to units that surely
+    are not; a layer that lacks one of the two sorts has 0.
+    """
+    centre = (bounds.upper + bounds.lower) / 2
     active, inactive = (bounds.lower > 0).to(centre.dtype), (bounds.upper < 0).to(centre.dtype)
     spread = (centre - centre.mean()) ** 2
-    pairs = (
-        ((centre * active).mean(), -(centre * inactive).mean()),
-        ((spread * active).mean(), (spread * inactive).mean()),
-    )
-    balance = sum((_imbalance(one, other) for one, other in pairs), tightness.new_zeros(()))
-    return tightness + balance
+    means = _imbalance((centre * active).mean(), -(centre * inactive).mean())
+    return means + _imbalance((spread * active).mean(), (spread * inactive).mean())
 
 
 def _imbalance(one: Tensor, other: Tensor) -> Tensor:

@@ -45,6 +45,19 @@ class Distilled(Objective):
         """That of the objective."""
         return self.objective.course(epochs)
 
+    @property
+    def more_than_outputs(self) -> str:
+        """That of the objective."""
+        return self.objective.more_than_outputs
+
+    def settled(self, progress: StageProgress) -> bool:
+        """That of the objective."""
+        return self.objective.settled(progress)
+
+    def calibration_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Those of the objective."""
+        return self.objective.calibration_images(images, generator)
+
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the objective's losses, each mixed with the divergence from the teacher."""
         with eval_mode(self.teacher), torch.no_grad():

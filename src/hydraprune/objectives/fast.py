@@ -24,9 +24,9 @@ from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCros
 class FastAT(WithCrossEntropy):
     """CE(f(x + δ), y) + λ · Ω(x), δ = η + α · direction(∇_x CE(f(x + η), y)): 2 forward passes, 4 with Ω.
 
-    η is uniform in the ball of radius noise · ε and α = step · ε. The defaults are N-FGSM: strong noise, and δ is not
-    brought back into the ball, so that ‖δ‖ ≤ (noise + step) · ε. FGSM with random start is
-    `noise: 1, step: 1.25, clip: true`, and then ‖δ‖ ≤ ε. Images stay in [0, 1] either way.
+    η is uniform in the ball of radius noise · ε, then cut so that x + η is in [0, 1], and α = step · ε. The defaults
+    are N-FGSM: strong noise, and δ is not brought back into the ball, so that ‖δ‖ ≤ (noise + step) · ε. FGSM with
+    random start is `noise: 1, step: 1.25, clip: true`, and then ‖δ‖ ≤ ε. Images stay in [0, 1] either way.
 
     GradAlign, Ω(x) = 1 − cos(∇_x CE(f(x), y), ∇_x CE(f(x + u), y)) with u uniform in the ball of radius ε, keeps the
     loss locally linear, so that one step stays an attack. Its gradient is a second derivative: about twice the time.
@@ -69,6 +69,11 @@ class FastAT(WithCrossEntropy):
         """Return in words how the radius rises."""
         return rising(self.eps, self.ramp_epochs)
 
+    @property
+    def more_than_outputs(self) -> str:
+        """With GradAlign, second derivatives."""
+        return f"{type(self).__name__} with grad_align differentiates its gradients" if self.grad_align > 0 else ""
+
     def losses(self, model: nn.Module, batch: Batch, progress: StageProgress) -> Iterator[Loss]:
         """Yield the cross-entropy of the attacked images, with GradAlign where it has a weight."""
         eps = self.eps * progress.of_ramp(self.ramp_epochs)
@@ -88,10 +93,10 @@ class FastAT(WithCrossEntropy):
     def perturb(self, model: nn.Module, batch: Batch, eps: float) -> Tensor:
         """Return the attacked images, in [0, 1]; the model is in eval mode meanwhile."""
         norm = NORMS[self.norm]
-        start = norm.random_start(batch.images, self.noise * eps)
+        start = (batch.images + norm.random_start(batch.images, self.noise * eps)).clamp(0.0, 1.0)
         with eval_mode(model):
-            gradient = input_gradient(model, (batch.images + start).clamp(0.0, 1.0), batch.labels)
-        perturbation = start + self.step * eps * norm.normalize(gradient)
+            gradient = input_gradient(model, start, batch.labels)
+        perturbation = start - batch.images + self.step * eps * norm.normalize(gradient)
         if self.clip:
             perturbation = norm.project(perturbation, eps)
         return (batch.images + perturbation).clamp(0.0, 1.0)

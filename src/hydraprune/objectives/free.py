@@ -15,7 +15,10 @@ from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCros
 @OBJECTIVES.register("free")
 @dataclass(frozen=True)
 class Free(WithCrossEntropy):
-    """CE(f(x + δ), y), `repeats` times on each batch; each time δ ← Π(δ + ε · direction(∇_x CE)).
+    """CE(f(x + δ), y), `repeats` times on each batch; each time δ ← Π(δ + ε · direction(∇_x L)).
+
+    L is the loss that is descended on, for one backward pass serves both: with smoothed labels the smoothed
+    cross-entropy, with a teacher its mixture with the divergence from the teacher.
 
     Each repeat is one forward and one backward pass and one optimiser update, so a stage of E epochs makes
     E · `repeats` updates for each image: the paper divides the epochs by the repeats.

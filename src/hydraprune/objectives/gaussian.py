@@ -41,6 +41,11 @@ class Smoothed(Objective):
         """The L2 ball of `radius`."""
         return "l2", self.radius
 
+    def calibration_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x + σ · N(0, I): the network is certified on noisy images, not on clean ones."""
+        noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+        return images + noise.mul_(self.sigma).to(images.device)
+
     def draw(self, images: Tensor, copies: int = 1) -> Tensor:
         """Return σ · N(0, I) for `copies` of a batch, (copies · batch, …): all images, then all again."""
         return torch.randn(copies * len(images), *images.shape[1:], dtype=images.dtype, device=images.device).mul_(

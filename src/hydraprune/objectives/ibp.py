@@ -63,7 +63,7 @@ class IBP(TrainsOnBounds):
                 region = Region.ball(batch.images, rise * self.eps, self.norm)
                 propagation = clean.propagate(region)
                 robust = robust_cross_entropy(self.lower_margins(propagation, batch.labels, rise))
-                total = kappa * total + (1 - kappa) * robust + self.regulariser(propagation, region, rise)
+                total = kappa * total + (1 - kappa) * robust + self.regulariser(propagation, rise)
             return Loss(total, correct_count(clean.logits, batch.labels), clean.logits)
 
         yield repeatable(compute)

@@ -84,7 +84,7 @@ class MixTrain(TrainsOnBounds):
                 region = Region.ball(images, rise * self.eps, self.norm)
                 propagation = clean.propagate(region, "fast-lin")
                 robust = robust_cross_entropy(linear_margins(propagation, labels))
-                total = total + self.current_weight(progress) * robust + self.regulariser(propagation, region, rise)
+                total = total + self.current_weight(progress) * robust + self.regulariser(propagation, rise)
             return Loss(total, correct_count(clean.logits, batch.labels), clean.logits)
 
         yield repeatable(compute)

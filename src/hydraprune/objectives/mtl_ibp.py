@@ -70,7 +70,7 @@ class MTLIBP(TrainsOnBounds):
             propagation = clean.propagate(region)
             robust = robust_cross_entropy(interval_margins(propagation, batch.labels))
             total = (1 - self.alpha) * self.cross_entropy(logits, batch.labels) + self.alpha * robust
-            total = total + self.regulariser(propagation, region, rise)
+            total = total + self.regulariser(propagation, rise)
             return Loss(total, correct_count(clean.logits, batch.labels), logits)
 
         yield repeatable(compute)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hydraprune.attacks import PGD, Eps
@@ -19,8 +20,8 @@ from hydraprune.objectives.bounded import CleanPass, TrainsOnBounds, interval_ma
 class SABR(TrainsOnBounds):
     """CE of the worst margins, by interval bounds, over the box of radius τ = λε around x' with ‖x' − x‖ ≤ ε − τ.
 
-    x' comes from PGD on the cross-entropy. λ = 1 is IBP with κ = 0; the smaller λ, the less is proven and the more
-    benign accuracy is kept. L∞ only.
+    x' comes from PGD on the cross-entropy. Where the box would leave [0, 1] it is moved, not cut: see `small_box`.
+    λ = 1 is IBP with κ = 0; the smaller λ, the less is proven and the more benign accuracy is kept. L∞ only.
 
     Args:
         box: λ, share of the radius that is bounded, in (0, 1]: 0.4 for MNIST at 0.1, 0.1 for CIFAR-10 at 2/255, 0.7
@@ -69,10 +70,27 @@ class SABR(TrainsOnBounds):
             clean = CleanPass.of(model, batch.images)
             total = self.cross_entropy(clean.logits, batch.labels)
             if rise > 0:
-                region = Region.ball(centre, small)
-                propagation = clean.propagate(region)
+                propagation = clean.propagate(small_box(batch.images, centre, radius, small))
                 robust = robust_cross_entropy(interval_margins(propagation, batch.labels))
-                total = robust + self.regulariser(propagation, region, rise)
+                total = robust + self.regulariser(propagation, rise)
             return Loss(total, correct_count(clean.logits, batch.labels), clean.logits)
 
         yield repeatable(compute)
+
+
+def small_box(images: Tensor, centre: Tensor, eps: float, half: float) -> Region:
+    """Return the box of half width τ nearest to x' that lies inside [lo, hi], the ball of radius ε cut to [0, 1].
+
+    Pixel by pixel [c − τ, c + τ] with c = x' clipped to [lo + τ, hi − τ], as in the paper's code; all of [lo, hi]
+    where that is narrower than 2τ.
+
+    Args:
+        images: x, (batch, …) in [0, 1].
+        centre: x', of the same shape, inside [lo, hi].
+        eps: ε.
+        half: τ, at most ε.
+    """
+    ball = Region.ball(images, eps)
+    lower = torch.minimum(centre - half, ball.upper - 2 * half)
+    upper = torch.maximum(centre + half, ball.lower + 2 * half)
+    return Region(torch.maximum(lower, ball.lower), torch.minimum(upper, ball.upper))
