@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hydraprune import io, pipeline
 from hydraprune.cli import main
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths
 from hydraprune.pipeline import make_stage
-from hydraprune.sparsity import LeastWeightMagnitude
+from hydraprune.sparsity import LeastWeightMagnitude, Movement
 
 
 @pytest.fixture
@@ -48,6 +48,53 @@ def test_every_figure_by_hand(by_hand):
     assert found.edges[0] == -3.0
     assert found.pruned_histogram[-1] == 1  # the largest weight was dropped
     assert found.lwm_overlap == 0.5
+
+
+def change(folder, scores=None, mask=None, **spec):
+    """Change what the prune stage is said to have done, and what it left."""
+    stage = RunPaths(folder).stage("prune", "b")
+    described = io.read_json(stage.description)
+    described["prune"] |= spec
+    io.write_json(stage.description, described)
+    tensors = load_file(stage.model)
+    tensors |= {"0.weight.scores": scores} if scores is not None else {}
+    tensors |= {"0.weight.mask": torch.tensor(mask)} if mask is not None else {}
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, stage.model)
+    return pipeline.inspect(folder)[0].layers[0]
+
+
+N_OF_M, BLOCKS = {"name": "n-of-m", "n": 1, "m": 2}, {"name": "blocks", "outputs": 2, "inputs": 1}
+ALONE, COUPLED = ({"name": "channels", "coupled": coupled} for coupled in (False, True))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mask", "entered"),
+    [
+        (N_OF_M, [[True, False], [True, False]], 0.0),  # of 3, 1 | 2, 0.5 the first of each row
+        (N_OF_M, [[False, True], [True, False]], 0.5),
+        (N_OF_M, [[False, False], [True, False]], 1.0),  # at one weight it would be the 3
+        (BLOCKS, [[True, False], [True, False]], 0.0),
+        (BLOCKS, [[False, True], [False, True]], 1.0),
+        (ALONE, [[False, False], [True, True]], 1.0),
+        (ALONE, [[True, True], [False, False]], 0.0),
+        (COUPLED, [[False, False], [True, True]], None),
+    ],
+)
+def test_what_entered_is_counted_from_the_patterns_own_starting_mask(by_hand, pattern, mask, entered):
+    layer = change(by_hand, mask=mask, pattern=pattern)
+    assert layer.entered == entered
+    assert layer.score_movement is not None
+
+
+@pytest.mark.parametrize("spec", [{"shuffle": True}, {"allocation": {"name": "global", "min_per_output": 1}}])
+def test_what_entered_is_left_open_where_the_layers_scores_alone_do_not_say_it(by_hand, spec):
+    assert change(by_hand, **spec).entered is None
+
+
+def test_what_entered_follows_the_sign_of_scores_that_count_with_it(by_hand):
+    start = Movement().scores(torch.tensor([[3.0, 1.0], [2.0, 0.5]]), torch.Generator())
+    layer = change(by_hand, start, [[True, False], [True, False]], criterion={"name": "movement", "tie_break": 1e-6})
+    assert (layer.entered, layer.score_movement) == (0.0, 0.0)
 
 
 def test_one_stages_folder_will_do(by_hand):

@@ -18,6 +18,7 @@ from hydraprune.sparsity import (
     Cubic,
     Learned,
     LeastWeightMagnitude,
+    MaskSet,
     Movement,
     NofM,
     RigL,
@@ -103,3 +104,52 @@ def test_one_call_distils_from_the_network_that_came():
         options = {"search": short, "finetune": short, "hardware": Hardware("cpu", threads=1)}
         found.append(hp.prune(model, 0.5, data=(images, labels), objective="benign", **options))
     assert not torch.equal(found[0][1].weight, found[1][1].weight)
+
+
+@pytest.mark.parametrize("awp", [AWP(), AWP(0.05)], ids=["", "awp"])
+def test_a_batch_in_parts_regrows_by_the_gradient_of_the_whole_batch(awp, monkeypatch):
+    """What RigL looks at is that of one update: of all its parts, and of the second pass under perturbation."""
+    images, labels = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
+    seen = []
+    real = MaskSet.regrow
+
+    def noted(self, step, *arguments):
+        seen[-1].append([mask.gradient.clone() for mask in self._masks.values()])
+        real(self, step, *arguments)
+
+    monkeypatch.setattr(MaskSet, "regrow", noted)
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 3))
+        seen.append([])
+        training = Training(epochs=2, batch_size=8, accumulate=parts, awp=awp)
+        options = {"finetune": training, "search": Training(epochs=0), "hardware": Hardware("cpu", threads=1)}
+        hp.prune(model, 0.5, data=(images, labels), objective="benign", criterion="lwm", regrowth=RigL(), **options)
+    whole, parted = seen
+    assert len(whole) == len(parted) == 6
+    for one, other in zip(whole, parted, strict=True):
+        for gradient, sum_of_parts in zip(one, other, strict=True):
+            torch.testing.assert_close(gradient, sum_of_parts, rtol=1e-4, atol=1e-6)
+
+
+def test_under_perturbation_a_regrowth_looks_at_the_gradient_that_is_descended(monkeypatch):
+    """At kept weights it is the weight's own gradient; the first pass, which perturbs, is not in it."""
+    compared = []
+    real = MaskSet.update
+
+    def noted(self, *arguments):
+        real(self, *arguments)
+        for name, mask in self._masks.items():
+            if mask.gradient is not None:
+                compared.append((self._weights[name].grad.clone(), torch.where(mask.mask, mask.gradient, 0.0)))
+
+    monkeypatch.setattr(MaskSet, "update", noted)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 3))
+    data = torch.rand(24, 1, 4, 4), torch.arange(24) % 3
+    training = Training(epochs=1, batch_size=8, awp=AWP(0.05))
+    options = {"finetune": training, "search": Training(epochs=0), "hardware": Hardware("cpu", threads=1)}
+    hp.prune(model, 0.5, data=data, objective="benign", criterion="lwm", regrowth=RigL(), **options)
+    assert len(compared) == 6
+    for own, watched in compared:
+        torch.testing.assert_close(own, watched)

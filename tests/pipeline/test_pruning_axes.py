@@ -12,8 +12,8 @@ import hydraprune as hp
 from hydraprune import pipeline
 from hydraprune.engine import SGD, Constant, Hardware, Training, graceful, request_stop
 from hydraprune.errors import Interrupted, UserError
-from hydraprune.objectives import Benign
-from hydraprune.pipeline import descriptions, make_stage, stages
+from hydraprune.objectives import Benign, Loss
+from hydraprune.pipeline import descriptions, make_stage, project, stages
 from hydraprune.sparsity import (
     ALLOCATIONS,
     CRITERIA,
@@ -29,6 +29,7 @@ from hydraprune.sparsity import (
     Snip,
     Steps,
     SynFlow,
+    Taylor,
     Weights,
     kept_count,
 )
@@ -96,6 +97,36 @@ def test_keys_depend_on_what_matters_and_on_nothing_else(quick, tmp_path):
     assert keys(criterion=Snip())[0] != keys(criterion=Snip(), probe_batches=9)[0]
 
 
+@pytest.mark.parametrize("criterion", [Snip(), Taylor(), Grasp()], ids=["snip", "taylor", "grasp"])
+def test_the_batch_size_of_the_probe_is_in_the_key_and_the_rest_of_the_search_is_not(criterion, quick, tmp_path):
+    def key(**changed):
+        prune = replace(quick.prune, criterion=criterion, search=replace(quick.prune.search, **changed))
+        return descriptions.prune_stage(pipeline.open_project(replace(quick, prune=prune), tmp_path)).key
+
+    assert key(batch_size=8) != key()
+    assert key(epochs=7) == key()
+    assert key(batch_size=8, epochs=7, optimiser=SGD(lr=9.0)) == key(batch_size=8)
+
+
+def test_what_reads_no_batch_has_none_in_its_key(quick, tmp_path):
+    recipe = with_prune(quick, criterion=LeastWeightMagnitude())
+    other = with_prune(recipe, search=replace(recipe.prune.search, batch_size=8))
+    projects = [pipeline.open_project(one, tmp_path) for one in (recipe, other)]
+    assert len({descriptions.prune_stage(project).key for project in projects}) == 1
+
+
+def test_stages_of_an_older_format_are_made_anew_and_stay_where_they_are(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "STAGE_FORMAT", 1)
+    old = {name: make_stage(quick, tmp_path, name) for name in ("pretrain", "prune")}
+    before = {path: path.read_bytes() for paths in old.values() for path in paths.folder.iterdir()}
+    monkeypatch.undo()
+    assert project.STAGE_FORMAT == 2
+    new = {name: make_stage(quick, tmp_path, name) for name in old}
+    assert all(new[name].folder != old[name].folder and new[name].outcome.exists() for name in old)
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(new["prune"].folder.parent.iterdir())) == 4
+
+
 def test_a_benign_network_is_pruned_by_the_robust_objective(quick, tmp_path):
     """The dense network is shared with a benign run; the search is not."""
     mixed, benign = replace(quick, pretrain_objective=Benign()), replace(quick, objective=Benign())
@@ -141,6 +172,15 @@ def test_what_does_not_go_together_is_said_at_once(quick):
     assert "prune.regrowth exchanges single weights" in found
     assert "prune.search.select 'best' would take an epoch that keeps more weights than asked" in found
     assert "prune.probe_batches must be at least 1, got 0" in found
+    wrong = with_prune(quick, allocation=Learned(budget="flops"), schedule=Steps())
+    assert wrong.complaints() == [
+        "prune.allocation.budget 'flops' is filled from all weights; with it prune.schedule must not be steps"
+    ]
+
+
+def test_less_than_one_round_of_scoring_is_said_when_the_recipe_is_read():
+    with pytest.raises(UserError, match="snip: rounds must be at least 1, got 0"):
+        pipeline.from_arguments(["--prune.criterion", "snip", "--prune.criterion.rounds", "0"])
 
 
 def test_epochs_are_equal_where_the_prune_stage_trains_and_where_it_does_not(quick):
@@ -197,11 +237,12 @@ def test_jointly_scores_learn_at_the_rate_of_the_search_and_weights_at_that_of_f
     [
         {"allocation": Learned(speed=1.0)},
         {"criterion": LeastWeightMagnitude(), "schedule": Steps(2, rewind=True)},
+        {"schedule": Steps(2), "allocation": Learned(speed=1.0)},
         {"criterion": Movement(), "schedule": Cubic()},
         {"criterion": Grasp(), "regrowth": RigL(every=0.25)},
         {"criterion": Hydra(joint=True)},
     ],
-    ids=["learned", "lottery", "movement", "rigl", "joint"],
+    ids=["learned", "lottery", "hydra in rounds", "movement", "rigl", "joint"],
 )
 def test_stopped_and_gone_on_it_ends_in_the_same_bits(changed, quick, tmp_path, monkeypatch):
     recipe = with_prune(quick, **changed)
@@ -234,6 +275,25 @@ def test_stopped_and_gone_on_it_ends_in_the_same_bits(changed, quick, tmp_path, 
     assert len(seen) > 6
     assert whole.keys() == stopped.keys()
     assert [name for name in whole if not torch.equal(whole[name], stopped[name])] == []
+
+
+class NothingAtTheEnd(Benign):
+    """The loss of the stage's last batch is NaN."""
+
+    def losses(self, model, batch, progress):
+        for loss in super().losses(model, batch, progress):
+            last = progress.step == progress.steps - 1
+            yield Loss(loss.total * torch.nan, loss.correct) if last else loss
+
+
+def test_a_round_that_ends_with_an_update_left_out_ends_all_the_same(striped):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    short = Training(epochs=1, batch_size=20, on_nan="skip")
+    options = {"criterion": "lwm", "schedule": Steps(2), "search": short, "finetune": Training(epochs=0)}
+    small = hp.prune(
+        model, 0.9, data=striped, objective=NothingAtTheEnd(), hardware=Hardware("cpu", threads=1), **options
+    )
+    assert int(small[1].weight.count_nonzero()) == kept_count(0.9, 192)
 
 
 class Small(nn.Module):

@@ -125,6 +125,8 @@ def test_erk_masks_are_sorted_and_their_densities_those_of_exact_arithmetic(netw
 @given(networks(), st.sampled_from(sorted(ALLOCATIONS)))
 def test_channels_last_scores_give_the_same_masks(network, name):
     model, sparsity = network
+    if kept_count(sparsity, sum(module.weight.numel() for module in model)) < len(model):
+        return  # refused by those that let no layer die
     turned = copy.deepcopy(model).to(memory_format=torch.channels_last)
     allocation = Global(min_kept=0) if name == "global" else ALLOCATIONS[name]()
     assert searched(turned, allocation, sparsity)[1] == searched(model, allocation, sparsity)[1]

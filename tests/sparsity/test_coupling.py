@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from hydraprune import models
+from hydraprune.errors import UserError
 from hydraprune.sparsity import (
     ALLOCATIONS,
     CRITERIA,
     Channels,
+    Erk,
     Global,
     LeastWeightMagnitude,
     Uniform,
@@ -111,3 +113,87 @@ def test_the_shuffled_control_keeps_groups_together():
         assert found["stem.weight"] == found["outer.weight"]
         seen.add(tuple(found["inner.weight"]))
     assert len(seen) > 1
+
+
+class HeadFirst(nn.Module):
+    """A module that lists its classifier first."""
+
+    def __init__(self, end=None):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+        self.body = nn.Linear(25, 6)
+        self.end = end or nn.Identity()
+
+    def forward(self, x):
+        return self.end(self.head(self.body(x.flatten(1)).relu()))
+
+
+class AddedUp(nn.Module):
+    """A skip that ends at the network's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+        self.outer = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return (x + self.outer(self.inner(x))).mean((2, 3))
+
+
+class Fetched(HeadFirst):
+    """A classifier whose weight another operation takes."""
+
+    def forward(self, x):
+        return nn.functional.linear(self.body(x.flatten(1)).relu(), self.head.weight)
+
+
+def masked(model, **options):
+    return list(prune(model, LeastWeightMagnitude(), Uniform(), 0.5, pattern=Channels(), **options).as_dict())
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize(
+    ("make", "inner"),
+    [
+        (HeadFirst, ["body.weight"]),
+        (lambda: HeadFirst(nn.LogSoftmax(1)), ["body.weight"]),
+        (Fetched, ["body.weight"]),
+        (AddedUp, ["inner.weight"]),
+        (Residual, ["stem.weight", "inner.weight", "outer.weight"]),
+    ],
+    ids=["head first", "softmax", "fetched", "skip to the output", "residual"],
+)
+def test_the_layers_whose_outputs_are_the_networks_stay_dense(make, inner, coupled):
+    masks = prune(make(), LeastWeightMagnitude(), Uniform(), 0.5, pattern=Channels(coupled), image=IMAGE)
+    assert list(masks.as_dict()) == inner
+
+
+@pytest.mark.parametrize("image", [IMAGE, None])
+def test_a_classifier_that_is_excluded_leaves_no_other_layer_dense(image):
+    assert masked(Residual(), exclude=["last.*"], image=image) == ["stem.weight", "inner.weight", "outer.weight"]
+    assert masked(Residual(), include=["inner.*", "outer.*"], image=image) == ["inner.weight", "outer.weight"]
+
+
+def test_without_a_graph_the_last_layer_of_the_module_stays_dense():
+    assert masked(HeadFirst()) == ["head.weight"]
+    with pytest.raises(UserError, match=r"the outputs of last\.weight are the network's"):
+        masked(Residual(), include=["last.*"])
+
+
+def test_coupled_channels_have_the_density_of_all_their_weights_under_erk():
+    # Sums of dimensions over products: stem and outer (4+1+3+3 + 4+4+3+3) / (36 + 144) = 25/180, inner 14/144.
+    # Of 4 channels each, 4 stay: shares 4 · 0.1389 / 0.2361 = 2.35 and 1.65.
+    masks = prune(Residual(), LeastWeightMagnitude(), Erk(), 0.5, pattern=Channels(), image=IMAGE)
+    assert {name: sum(mask) for name, mask in kept(masks).items()} == {
+        "stem.weight": 2,
+        "inner.weight": 2,
+        "outer.weight": 2,
+    }
+    masks = prune(Residual(), LeastWeightMagnitude(), Erk(), 0.3, pattern=Channels(), image=IMAGE)
+    assert {name: sum(mask) for name, mask in kept(masks).items()} == {  # of 6: 3.53 and 2.47
+        "stem.weight": 4,
+        "inner.weight": 2,
+        "outer.weight": 4,
+    }

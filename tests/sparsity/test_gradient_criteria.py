@@ -79,8 +79,9 @@ def test_grasp_keeps_the_largest_and_not_the_largest_in_magnitude():
 
 
 def test_synflow_is_the_flow_through_each_weight_and_knows_no_sign():
-    # R = |w2| (|w11| + |w12|) = 9; the flow through w11 is 3 · 1, through w12 3 · 2, through w2 all 9.
-    assert scores(SynFlow(rounds=1), chain(), probe((0.0, 0.0))) == [[3.0, 6.0], [9.0]]
+    # R = |w2| (|w11| + |w12|) = 9; the flow through w11 is 3 · 1, through w12 3 · 2, through w2 all 9, the largest.
+    found = scores(SynFlow(rounds=1), chain(), probe((0.0, 0.0)))
+    assert found == [pytest.approx([3 / 9, 6 / 9]), [1.0]]
 
 
 def test_synflow_in_rounds_never_cuts_the_only_path():
@@ -93,9 +94,33 @@ def test_synflow_in_rounds_never_cuts_the_only_path():
     assert masks["0.weight"].tolist() == [[False, False, False, True]]
 
 
-def test_synflow_reports_a_flow_that_a_float32_cannot_hold():
-    with pytest.raises(HydrapruneError, match=r"'0.weight' leaves the range"):
-        scores(SynFlow(rounds=1), chain(first=((1e30, 1e30),), second=((1e30,),)), probe((0.0, 0.0)))
+def test_synflow_holds_flows_that_a_float32_cannot():
+    """The flows are 1e60, 2e60 and 3e60; means of channels do not overflow either."""
+    large = chain(first=((1e30, -2e30),), second=((1e30,),))
+    assert scores(SynFlow(rounds=1), large, probe((0.0, 0.0))) == [pytest.approx([1 / 3, 2 / 3]), [1.0]]
+
+
+def test_flows_that_vanish_beside_the_largest_tie_at_nothing():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    model[0].weight = nn.Parameter(torch.tensor([[1e-30, 2e-30], [3.0, 1.0]]))
+    model[1].weight = nn.Parameter(torch.tensor([[1e-30, 1.0]]))
+    assert scores(SynFlow(rounds=1), model, probe((0.0, 0.0))) == [[0.0, 0.0, 0.75, 0.25], [0.0, 1.0]]
+    cut = scores(SynFlow(rounds=1), chain(second=((0.0,),)), probe((0.0, 0.0)))
+    assert cut == [[0.0, 0.0], [0.0]]  # where nothing flows there is no largest
+
+
+def test_synflow_reports_a_flow_that_a_float64_cannot_hold():
+    large = chain(first=((1e200, 1e200),), second=((1e200,),)).double()
+    large[0].weight = nn.Parameter(torch.tensor([[1e200, 1e200]], dtype=torch.float64))
+    large[1].weight = nn.Parameter(torch.tensor([[1e200]], dtype=torch.float64))
+    with pytest.raises(HydrapruneError, match=r"'0.weight' leaves the range of float64"):
+        scores(SynFlow(rounds=1), large, probe((0.0, 0.0)))
+
+
+@pytest.mark.parametrize("name", ["snip", "taylor", "synflow"])
+def test_less_than_one_round_of_scoring_is_refused_in_one_line(name):
+    with pytest.raises(UserError, match=f"^{name}: rounds must be at least 1, got 0$"):
+        CRITERIA[name](rounds=0)
 
 
 def test_movement_scores_add_up_minus_gradient_times_weight_and_weights_learn_too():

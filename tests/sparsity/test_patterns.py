@@ -13,14 +13,16 @@ from hydraprune.sparsity import (
     PATTERNS,
     Blocks,
     Channels,
+    Erk,
     Global,
+    Lamp,
     NofM,
     Uniform,
     Weights,
     kept_count,
     prune,
 )
-from hydraprune.sparsity.patterns import within
+from hydraprune.sparsity.among import Among, within
 
 LWM = CRITERIA["lwm"]()
 
@@ -54,8 +56,53 @@ def test_a_short_run_at_the_end_keeps_up_to_n():
 def test_what_one_layer_cannot_hold_the_roomiest_take():
     assert within({"a": 9, "b": 2, "c": 1}, {"a": 4, "b": 8, "c": 4}) == {"a": 4, "b": 6, "c": 2}
     assert within({"a": 1, "b": 2}, {"a": 1, "b": 5}) == {"a": 1, "b": 2}
-    with pytest.raises(UserError, match="5 weights are to stay, but the pattern allows 3"):
+    with pytest.raises(UserError, match="5 weights are to stay, but only 3 may"):
         within({"a": 5}, {"a": 3})
+
+
+@pytest.mark.parametrize("kind", [Global, Lamp])
+def test_above_the_patterns_own_sparsity_no_output_dies_where_each_is_promised_a_weight(kind):
+    strong, weak = [4.0, 3.0, 2.0, 1.0, 9.0, 8.0, 7.0, 6.0], [0.1, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]
+    found = masks_of([[strong, weak], [[5.0, 0.0, 0.0, 0.0]]], NofM(2, 4), 0.75, kind(min_per_output=1))
+    assert found == [[[1, 0, 0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]], [[1, 0, 0, 0]]]
+
+
+@pytest.mark.parametrize("kind", [Global, Lamp])
+def test_what_is_left_out_is_neither_kept_nor_kept_alive(kind):
+    out = -torch.inf
+    importance = {"a": torch.tensor([out, 5.0, out]), "b": torch.tensor([3.0, 4.0, 2.0])}
+    masks = kind(min_kept=2).masks(importance, 0.5)
+    assert {name: mask.int().tolist() for name, mask in masks.items()} == {"a": [0, 1, 0], "b": [1, 1, 0]}
+    zero = {"a": torch.tensor([out, 0.0, 1.0])}  # 0 is more than left out
+    assert kind().masks(zero, 0.34)["a"].tolist() == [False, True, True]
+
+
+def test_among_candidates_a_full_layer_hands_on_what_it_cannot_hold():
+    out = -torch.inf
+    importance = {"a": torch.tensor([1.0, out, out, out]), "b": torch.tensor([1.0, 4.0, 3.0, 2.0])}
+    masks = Among(Uniform()).masks(importance, 0.5)
+    assert {name: mask.int().tolist() for name, mask in masks.items()} == {"a": [1, 0, 0, 0], "b": [0, 1, 1, 1]}
+    with pytest.raises(UserError, match="8 weights are to stay, but only 5 may"):
+        Among(Uniform()).masks(importance, 0.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 999), st.integers(0, 1000))
+def test_blocks_of_one_weight_are_weights_under_erk(parts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((6, 3, 3, 3), (4, 6), (9, 9, 2))
+    importance = {str(i): torch.rand(shape, generator=generator) for i, shape in enumerate(shapes)}
+    one, other = (pattern.masks(Erk(), importance, parts / 1000) for pattern in (Weights(), Blocks(1, 1)))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_channels_have_the_densities_of_their_layers_under_erk():
+    # (8 + 4 + 3 + 3) / (8 · 4 · 9) = 18/288 and (8 + 16) / (8 · 16) = 24/128: the densities are as 1 to 3.
+    importance = {"conv": torch.rand(8, 4, 3, 3), "linear": torch.rand(8, 16)}
+    kept = {
+        name: int(mask.flatten(1).any(1).sum()) for name, mask in Channels().masks(Erk(), importance, 0.5).items()
+    }
+    assert kept == {"conv": 2, "linear": 6}
 
 
 def test_blocks_by_hand_with_a_smaller_one_at_the_edge():

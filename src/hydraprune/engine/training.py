@@ -46,12 +46,13 @@ class Training:
         optimiser: the update rule, with its learning rate and weight decay.
         schedule: how the learning rate moves over the stage.
         select: "last" keeps the final parameters, "best" those of the epoch with the highest robust accuracy on the
-            validation split (of several equal ones, the latest).
+            validation split (of several equal ones, the latest); where the objective is on bounds, of the epochs at
+            its whole radius.
         awp: adversarial weight perturbation; off by default.
         average: averaged weights as the stage's result; off by default.
         distillation: from the dense robust network, in prune.search and finetune; off by default.
         accumulate: parts that a batch is computed in, one after another, for less memory; the update is the same but
-            for BatchNorm, whose statistics are those of a part.
+            for BatchNorm and the warm-up regularisers of bounds, whose statistics are those of a part.
         on_nan: what happens where a loss or gradient is NaN or infinite: "stop" ends the run, "skip" leaves the
             update out, up to ten in a row.
     """
@@ -98,10 +99,16 @@ class Work:
     compile: bool = False
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return the parameters as groups of an optimiser whose rate is `lr`; each has its "share" of that."""
-        searched = {id(one) for one in self.masks.parameters()} if self.masks and self.score_lr is not None else set()
-        weights = [one for one in self.parameters if id(one) not in searched]
-        scores = [one for one in self.parameters if id(one) in searched]
+        """Return the parameters as groups of an optimiser whose rate is `lr`; each has its "share" of that.
+
+        Weights, scores, and the rates of learned densities, which take `MaskSet.speed` of the scores' share.
+        """
         share = 1.0 if self.score_lr is None else self.score_lr / lr
-        groups = ({"params": weights, "share": 1.0}, {"params": scores, "share": share})
-        return [group for group in groups if group["params"]]
+        shares: dict[int, float] = {}
+        if self.masks is not None:
+            shares = {id(one): share for one in self.masks.scores()}
+            shares |= {id(one): share * self.masks.speed for one in self.masks.rates()}
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for parameter in self.parameters:
+            groups.setdefault(shares.get(id(parameter), 1.0), []).append(parameter)
+        return [{"params": found, "share": share} for share, found in groups.items() if found]

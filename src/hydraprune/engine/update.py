@@ -36,7 +36,8 @@ class Updater:
     Each masked weight is computed once for all forward passes of a loss, however many an attack makes, and each mask
     once after the update. With AWP the gradient is taken at perturbed weights: the passes that are trained on, not
     those of the attack, are made once more, and masked weights (in the score search masks, too) once more for them.
-    A batch in several parts has the mean of their gradients, weighted by their sizes.
+    A batch in several parts has the mean of their gradients, weighted by their sizes, and so has what a regrowth
+    looks at.
 
     Args:
         work: what is trained.
@@ -82,12 +83,14 @@ class Updater:
             loss = self._gradient(parts, position, masked_at, first)
             if loss is None:
                 break
-            if not self._watch.passes(loss.total, position.step):
-                return  # the rest of the batch's updates would follow from the one left out
-            self._optimiser.step()
+            passed = self._watch.passes(loss.total, position.step)
+            if passed:
+                self._optimiser.step()
             if masks is not None:
                 masked_at = (position.step + 1) / position.steps
-                masks.update(masked_at, begun)
+                masks.update(masked_at, begun)  # a schedule goes on without an update that is left out
+            if not passed:
+                return  # the rest of the batch's updates would follow from the one left out
             first = False
             yield loss
         if masks is not None:
@@ -119,7 +122,7 @@ class Updater:
                 if loss is None:
                     return None
                 if not ahead:
-                    self._descend(part, loss, position, with_penalty=part is parts[0])
+                    self._descend(part, loss, position, first_part=part is parts[0])
             if ahead:
                 along = _added(along, torch.autograd.grad(part.weighted(loss), moved, allow_unused=True))
             losses.append(loss)
@@ -129,17 +132,22 @@ class Updater:
                 for part, loss in zip(parts, losses, strict=True):
                     with self._cached():
                         again = self._again(part, loss, position, first)
-                        self._descend(part, again, position, with_penalty=part is parts[0])
+                        self._descend(part, again, position, first_part=part is parts[0])
         self._group.average_gradients(work.parameters, self._statistics)
         return _mean(parts, losses)
 
     def _cached(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._work.masks is None else self._work.masks.cached()
 
-    def _descend(self, part: _Part, loss: Loss, position: StageProgress, with_penalty: bool) -> None:
-        """Add the gradient of the loss and, once an update, of what masks cost beyond their budget."""
-        masks = self._work.masks
-        penalty = masks.penalty(position.epoch) if masks is not None and with_penalty else None
+    def _descend(self, part: _Part, loss: Loss, position: StageProgress, first_part: bool) -> None:
+        """Add the gradient of the loss and, with the first part of an update, of what masks cost beyond their budget.
+
+        What a regrowth looks at starts anew with that part: the passes of AWP before it do not count.
+        """
+        masks, penalty = self._work.masks, None
+        if masks is not None and first_part:
+            masks.forget_gradients()
+            penalty = masks.penalty(position.epoch)
         total = part.weighted(loss)
         self._fabric.backward(total if penalty is None else total + penalty)
 

@@ -1,5 +1,6 @@
 """What a prune stage chose: layer by layer, beside what magnitude would have chosen and where the scores began."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline.labels import PRUNING_AXES, label
 from hydraprune.pipeline.results import stage_folders
 from hydraprune.runtime import zoo
-from hydraprune.sparsity import CRITERIA, Criterion, top_mask
+from hydraprune.sparsity import CRITERIA, PATTERNS, Allocation, Channels, Criterion, top_mask
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class LayerInspection:
         inputs: its input units or channels; `unread`: those that no kept weight reads.
         lwm_overlap: share of the kept weights that least weight magnitude keeps too, at the same count in this layer;
             None where nothing is kept.
-        entered: share of the kept weights that the scores did not choose before they were trained; None where scores
-            are not trained or their start is not known.
+        entered: share of the kept weights that the scores did not choose before they were trained, at the same count
+            in this layer and by the same pattern; None where scores are not trained or their start is not known, and
+            where more than one layer's scores choose: coupled channels, `min_per_output`, shuffled masks.
         score_movement: ‖s − s⁰‖ / ‖s⁰‖; None likewise, or where s⁰ is 0.
     """
 
@@ -104,7 +106,8 @@ def _inspect(stage: StagePaths) -> Inspection:
         names = [layer["name"] for layer in io.read_json(stage.outcome)["layers"]]
         seed, prune = int(io.read_json(parent.description)["seed"]), described["prune"]
         start = _starting_scores(prune["criterion"], {name: before[name] for name in names}, seed)
-        layers = tuple(_layer(name, before[name], after, start.get(name)) for name in names)
+        first = _starting_masks(prune, start, {name: after[f"{name}.mask"] for name in start})
+        layers = tuple(_layer(name, before[name], after, start.get(name), first.get(name)) for name in names)
         axes = [label(prune[key], registry) for key, registry in PRUNING_AXES.items() if key in prune]
         title = f"{' / '.join(axes)}, {100 * prune['sparsity']:g} %" + ", shuffled" * prune.get("shuffle", False)
     except (KeyError, TypeError, ValueError) as error:
@@ -118,16 +121,18 @@ def _inspect(stage: StagePaths) -> Inspection:
     return Inspection(stage.folder.name, title, layers, edges, kept, pruned)
 
 
-def _layer(name: str, weight: Tensor, after: dict[str, Tensor], start: Tensor | None) -> LayerInspection:
+def _layer(
+    name: str, weight: Tensor, after: dict[str, Tensor], start: Tensor | None, first: Tensor | None
+) -> LayerInspection:
     mask, scores = after[f"{name}.mask"], after.get(f"{name}.scores")
     kept = int(mask.sum())
     alive = mask.reshape(*mask.shape[:2], -1).any(2)
     magnitude = top_mask(weight.abs(), kept)
     entered = movement = None
-    if start is not None and scores is not None:
-        first = top_mask(start.abs(), kept)
-        entered = float((mask & ~first).sum()) / kept if kept else None
-        movement = float((scores - start).norm() / start.norm()) if start.any() else None
+    if first is not None and kept:
+        entered = float((mask & ~first).sum()) / kept
+    if start is not None and scores is not None and start.any():
+        movement = float((scores - start).norm() / start.norm())
     return LayerInspection(
         name,
         tuple(mask.shape),
@@ -152,6 +157,39 @@ def _starting_scores(described: dict[str, Any], weights: dict[str, Tensor], seed
     criterion: Criterion = kind(**parameters)
     generator = torch.Generator().manual_seed(seed)
     return {name: criterion.scores(weight, generator) for name, weight in weights.items()}
+
+
+@dataclass(frozen=True)
+class _SameCounts(Allocation):
+    """As many in each layer as masks keep.
+
+    Args:
+        kept: by layer, in what the pattern counts.
+    """
+
+    kept: Mapping[str, int]
+
+    def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:  # noqa: ARG002
+        """Return the counts that were given."""
+        return dict(self.kept)
+
+
+def _starting_masks(
+    prune: Mapping[str, Any], start: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the masks by the scores that the search began with, of the counts that it ended with.
+
+    Empty where these scores alone do not say a layer's mask at its count.
+    """
+    parameters = dict(prune.get("pattern", {"name": "weights"}))
+    pattern = PATTERNS[parameters.pop("name")](**parameters)
+    coupled = isinstance(pattern, Channels) and pattern.coupled
+    if not start or coupled or prune.get("shuffle") or prune["allocation"].get("min_per_output"):
+        return {}
+    signed = CRITERIA[prune["criterion"]["name"]].signed
+    importance = {name: scores if signed else scores.abs() for name, scores in start.items()}
+    counts = _SameCounts({name: pattern.counted(mask) for name, mask in masks.items()})
+    return pattern.masks(counts, importance, prune["sparsity"])
 
 
 def _histogram(

@@ -331,6 +331,8 @@ def _axes_complaints(prune: Pruning) -> Iterator[str]:
     by_flops = isinstance(prune.allocation, Learned) and prune.allocation.budget == "flops"
     if by_flops and not isinstance(prune.pattern, Weights):
         yield "prune.allocation.budget 'flops' counts single weights; with it prune.pattern must be weights"
+    if by_flops and prune.schedule.nested:
+        yield "prune.allocation.budget 'flops' is filled from all weights; with it prune.schedule must not be steps"
     if prune.search.average.on and isinstance(prune.schedule, Steps) and prune.schedule.rewind:
         yield "prune.search.average would undo what prune.schedule rewinds; use one of them"
     if prune.search.select == "best" and (prune.schedule.gradual or isinstance(prune.allocation, Learned)):

@@ -5,7 +5,7 @@ Every allocation keeps exactly `kept_count(sparsity, total)` weights of the netw
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,14 @@ class Allocation(ABC):
         counts = self.counts(importance, sparsity)
         return {name: top_mask(tensor, counts[name]) for name, tensor in importance.items()}
 
+    def of_groups(self, shapes: Mapping[str, Sequence[torch.Size]]) -> "Allocation":  # noqa: ARG002 - few look at shapes
+        """Return the allocation for importances of groups of weights, which no longer have the weights' shapes.
+
+        Args:
+            shapes: for each layer the shape of its weight; of layers whose groups are joined, those of all of them.
+        """
+        return self
+
 
 @ALLOCATIONS.register("uniform")
 @dataclass(frozen=True)
@@ -52,15 +60,25 @@ class Uniform(Allocation):
 class Erk(Allocation):
     """Erdős–Rényi-kernel: density ∝ (sum of the weight's dimensions) / (their product).
 
-    Small layers keep more. Where the density would pass 1 the layer stays dense and the others share the rest.
-    Mocanu et al. 2018; with kernels, Evci et al. (RigL), arXiv 1911.11134.
+    Small layers keep more. Where the density would pass 1 the layer stays dense and the others share the rest. Blocks
+    and channels of a layer have the density of its weight, channels of coupled layers that of all their weights
+    together, (Σ of the sums) / (Σ of the products). Mocanu et al. 2018; with kernels, Evci et al. (RigL),
+    arXiv 1911.11134.
     """
+
+    def affinity(self, name: str, importance: Tensor) -> float:  # noqa: ARG002 - groups are known by name
+        """Return density · n up to the network's factor: the sum of the dimensions."""
+        return float(sum(importance.shape))
+
+    def of_groups(self, shapes: Mapping[str, Sequence[torch.Size]]) -> Allocation:
+        """Return the allocation by the weights' own shapes."""
+        return _ErkOfGroups(shapes)
 
     def counts(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
         """Return counts whose sum is exactly that of the whole network (largest remainders first)."""
         sizes = {name: tensor.numel() for name, tensor in importance.items()}
         target = kept_count(sparsity, sum(sizes.values()))
-        affinity = {name: float(sum(tensor.shape)) for name, tensor in importance.items()}
+        affinity = {name: self.affinity(name, tensor) for name, tensor in importance.items()}
         dense: set[str] = set()
         while True:
             free = [name for name in sizes if name not in dense]
@@ -72,6 +90,18 @@ class Erk(Allocation):
             dense |= full
         share = {name: float(sizes[name]) if name in dense else scale * affinity[name] for name in sizes}
         return round_to(share, sizes, target)
+
+
+@dataclass(frozen=True, eq=False)
+class _ErkOfGroups(Erk):
+    """ERK's densities, for groups of weights of these shapes."""
+
+    shapes: Mapping[str, Sequence[torch.Size]]
+
+    def affinity(self, name: str, importance: Tensor) -> float:
+        """Return density · n, n the groups."""
+        shapes = self.shapes[name]
+        return importance.numel() * sum(map(sum, shapes)) / sum(shape.numel() for shape in shapes)
 
 
 @ALLOCATIONS.register("igq")
@@ -124,34 +154,26 @@ class _Competition(Allocation):
 
     def masks(self, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         """Return the most important weights of the network, one threshold for all layers."""
-        alive: dict[str, Tensor] = {}
-        floors = {name: min(self.min_kept, tensor.numel()) for name, tensor in importance.items()}
-        if self.min_per_output:
-            alive = {name: self._alive(tensor) for name, tensor in importance.items()}
-            floors = {name: int(mask.sum()) for name, mask in alive.items()}
-        least = sum(floors.values())
         total = sum(tensor.numel() for tensor in importance.values())
         keep = kept_count(sparsity, total)
+        values = {name: self.comparable(tensor) for name, tensor in importance.items()}
+        masks = _one_threshold(values, keep)
+        floors = {name: min(self.min_kept, mask.numel()) for name, mask in masks.items()}
+        # Counting will do: a layer that keeps so many keeps its own best. It happens at every step of a search.
+        if not self.min_per_output and all(int(mask.sum()) >= floors[name] for name, mask in masks.items()):
+            return masks
+        alive = {name: self._alive(tensor) for name, tensor in importance.items()}
+        least = sum(int(mask.sum()) for mask in alive.values())
         if keep < least:
             each = f"{self.min_kept} a layer" + f", {self.min_per_output} an output" * (self.min_per_output > 0)
             raise UserError(
                 f"sparsity {sparsity} keeps {keep} of {total} weights, fewer than the {least} that "
                 f"{_name(self)} allocation keeps alive ({each}); use a lower sparsity or min_kept"
             )
-        values = {name: self.comparable(tensor) for name, tensor in importance.items()}
-        masks = _one_threshold(values, keep)
-        if self._has(masks, alive, floors):
+        if all(bool((masks[name] | ~alive[name]).all()) for name in masks):
             return masks
         # Something would die: what is kept alive competes as infinitely important.
-        alive = alive or {name: self._alive(tensor) for name, tensor in importance.items()}
         return _one_threshold({name: values[name].masked_fill(alive[name], torch.inf) for name in values}, keep)
-
-    def _has(self, masks: Mapping[str, Tensor], alive: Mapping[str, Tensor], floors: Mapping[str, int]) -> bool:
-        """Return whether the masks keep all that has to be kept alive."""
-        if alive:
-            return all(bool((masks[name] | ~alive[name]).all()) for name in masks)
-        # Counting will do: a layer that keeps so many keeps its own best. It happens at every step of a search.
-        return all(int(mask.sum()) >= floors[name] for name, mask in masks.items())
 
     def _alive(self, importance: Tensor) -> Tensor:
         """Return what stays in any case: the layer's most important weights, and those of each output."""
@@ -159,7 +181,7 @@ class _Competition(Allocation):
         if self.min_per_output and importance.ndim > 1:
             for kept, output in zip(mask, importance, strict=True):
                 kept |= top_mask(output, min(self.min_per_output, output.numel()))  # noqa: PLW2901 - a view of mask
-        return mask
+        return mask & (importance != -torch.inf)  # what is left out is not kept alive
 
 
 @ALLOCATIONS.register("global")
@@ -205,14 +227,14 @@ class Lamp(_Competition):
         flat = importance.reshape(-1).double()
         finite = torch.isfinite(flat)
         lowest = torch.where(finite, flat, torch.inf).min()
-        # Importances with a sign are measured from the layer's lowest; those left out by a pattern count as nothing.
+        # Importances with a sign are measured from the layer's lowest; those left out count as nothing, and stay out.
         flat = torch.where(finite, flat - lowest.clamp(max=0.0), 0.0) if not flat.isnan().any() else flat
         order = torch.sort(flat, descending=True, stable=True).indices
         squares = flat[order].square()
         shares = squares / squares.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
-        return torch.empty_like(importance, dtype=torch.float64).copy_(
-            torch.empty_like(shares).scatter_(0, order, shares).view(importance.shape)
-        )
+        found = torch.empty_like(shares).scatter_(0, order, shares).view(importance.shape)
+        found = found.masked_fill(importance == -torch.inf, -torch.inf)
+        return torch.empty_like(importance, dtype=torch.float64).copy_(found)
 
 
 def _name(allocation: Allocation) -> str:

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from hydraprune.errors import UserError
+from hydraprune.sparsity.last_layers import last_layers
 from hydraprune.sparsity.mask import has_mask
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -89,6 +90,7 @@ class ChannelGraph:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the channels of {type(model).__name__} cannot be traced: {reason}") from error
         self._apart = _not_alone(model, graph)
+        self._last = last_layers(model, graph)
         for node in graph.nodes:
             self._visit(node)
 
@@ -177,6 +179,15 @@ class ChannelGraph:
     def output_spaces(self) -> dict[str, int]:
         """Return the space of the output channels of each layer, by the layer's name."""
         return {step.module: self._find(self._at[step.node].space) for step in self.steps if step.module}
+
+    def last_layers(self) -> set[str]:
+        """Return the layers whose output channels are the network's: the last ones, and all in the spaces of these.
+
+        What stands between a layer and the network's output, known or not, is taken to pass all channels on.
+        """
+        spaces = self.output_spaces()
+        last = {spaces[name] for name in self._last if name in spaces}
+        return self._last | {name for name, space in spaces.items() if space in last}
 
     def silent(self, kept: dict[int, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return which channels of each node would be 0 without what biases and norms add to nothing.

@@ -12,23 +12,62 @@ from hydraprune.errors import UserError
 from hydraprune.sparsity.allocations import Allocation
 from hydraprune.sparsity.channels import ChannelGraph
 from hydraprune.sparsity.patterns import Channels, Pattern
+from hydraprune.sparsity.prunable import PRUNABLE
 
 
-def coupled(pattern: Pattern, model: nn.Module, image: Tensor | None, names: Iterable[str]) -> Pattern:
+def traced(model: nn.Module, image: Tensor | None) -> ChannelGraph | None:
+    """Return the graph of a network without masks; None without an image, and where the network cannot be traced.
+
+    Args:
+        model: stays as it is.
+        image: (1, channels, height, width).
+    """
+    if image is None:
+        return None
+    try:
+        return ChannelGraph(copy.deepcopy(model).cpu().eval(), image.cpu())
+    except UserError:
+        return None
+
+
+def without_last(
+    found: Mapping[str, list[nn.Module]], model: nn.Module, graph: ChannelGraph | None
+) -> dict[str, list[nn.Module]]:
+    """Return the weights but those whose outputs are the network's.
+
+    Without a graph these are the last Conv or Linear of the module, whatever was included or excluded.
+
+    Args:
+        found: what `prunable_weights` returned for the network.
+        model: without masks.
+        graph: what `traced` returned for it.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, PRUNABLE)]
+    last = (graph.last_layers() if graph is not None else set()) or set(layers[-1:])
+    kept = {id(model.get_submodule(name)) for name in last}
+    inner = {name: holders for name, holders in found.items() if not kept & {id(holder) for holder in holders}}
+    if not inner:
+        raise UserError(
+            f"nothing to prune in {type(model).__name__}: the outputs of {', '.join(found)} are the network's, and "
+            "whole outputs are removed of other layers only"
+        )
+    return inner
+
+
+def coupled(pattern: Pattern, graph: ChannelGraph | None, names: Iterable[str]) -> Pattern:
     """Return the pattern with the dependency groups of a network, where it asks for them and they can be found.
 
     Args:
         pattern: that masks shall have.
-        model: without masks; it stays as it is.
-        image: (1, channels, height, width); None, and a network that cannot be traced, leave layers for themselves.
+        graph: of the network; without one layers are left for themselves.
         names: of the weights that get masks.
     """
-    if image is None or not isinstance(pattern, Channels) or not pattern.coupled:
+    if graph is None or not isinstance(pattern, Channels) or not pattern.coupled:
         return pattern
-    try:
-        spaces = ChannelGraph(copy.deepcopy(model).cpu().eval(), image.cpu()).output_spaces()
-    except UserError:
-        return pattern
+    spaces = graph.output_spaces()
     first: dict[int, str] = {}
     groups = {}
     for name in names:
@@ -55,15 +94,24 @@ class Coupled(Pattern):
         """Return masks of whole channels, the same for all layers of a group; allocations count groups' channels."""
         members: dict[str, list[Tensor]] = {}
         for name, tensor in importance.items():
-            members.setdefault(self.groups[name], []).append(self.pattern.reduce(tensor))
-        joint = {group: torch.stack(found).mean(0) for group, found in members.items()}
-        chosen = allocation.masks(joint, sparsity)
+            members.setdefault(self.groups[name], []).append(tensor)
+        shapes = {group: [tensor.shape for tensor in found] for group, found in members.items()}
+        joint = {group: torch.stack([*map(self.pattern.reduce, found)]).mean(0) for group, found in members.items()}
+        chosen = allocation.of_groups(shapes).masks(joint, sparsity)
         return {
             name: torch.empty_like(tensor, dtype=torch.bool).copy_(
                 self.pattern.expand(chosen[self.groups[name]], tensor.shape)
             )
             for name, tensor in importance.items()
         }
+
+    def counted(self, mask: Tensor) -> int:
+        """Return how many channels of one layer are kept."""
+        return self.pattern.counted(mask)
+
+    def group_of(self, name: str) -> str:
+        """Return the first layer of the group."""
+        return self.groups[name]
 
     def shuffled_layer(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return a mask with as many channels at random places."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hydraprune.errors import UserError
 from hydraprune.sparsity.allocations import ALLOCATIONS, Allocation, round_to
-from hydraprune.sparsity.topk import kept_count
+from hydraprune.sparsity.topk import affordable_count, kept_count
 
 
 @ALLOCATIONS.register("learned")
@@ -19,14 +19,15 @@ class Learned(Allocation):
     """Each layer's density is trained with the scores: HARP (Zhao and Wressnegger, ICLR 2023).
 
     Density of layer l: k_l = σ(r_l) · (1 − k_min) + k_min with k_min = `floor` · (1 − sparsity); its mask keeps the
-    round(k_l · n_l) best. r_l learns by the objective, straight through: ∂L/∂k_l = Σ_i ∂L/∂m_i over the layer's
-    weights, and by a penalty γ · max(Σ k_l n_l / kept − 1, 0) on what exceeds the budget, where
+    round(k_l · n_l) best of what the pattern counts, weights or groups of them. Layers whose channels are coupled
+    are one layer here, with one density. r_l learns by the objective, straight through: ∂L/∂k_l = Σ_i ∂L/∂m_i over
+    all of the layer's weights, and by a penalty γ · max(Σ k_l n_l / kept − 1, 0) on what exceeds the budget, where
     γ = `gamma` · (epoch + 1). Over the last `settle` of the search the densities are scaled by one factor, so that
     scores learn under exactly the budget, which is what is delivered.
 
     Under a budget in FLOPs every weight counts as often as it is used for one image, p_l times in layer l: the
     penalty is on Σ k_l n_l p_l, and what is delivered is the most that fits into (1 − sparsity) · Σ n_l p_l
-    multiply-adds, so that the share of *weights* removed is another one.
+    multiply-adds, so that the share of *weights* removed is another one. The budget is not exceeded.
 
     Criteria that do not search get the counts of `start`, scaled to the budget.
 
@@ -34,8 +35,8 @@ class Learned(Allocation):
         budget: what the sparsity is a share of: weights, or flops (multiply-adds of one image).
         start: the allocation that the densities begin with.
         floor: the least density of a layer, as a share of the network's.
-        speed: learning rate of the rates, as a share of the scores'. The sum over a layer's weights is a large
-            gradient: at the rates of a score search, 1 throws densities from end to end.
+        speed: learning rate of the rates r_l, whatever the optimiser, as a share of the scores'. The sum over a
+            layer's weights is a large gradient: at the rates of a score search, 1 throws densities from end to end.
         gamma: how fast the penalty grows.
         settle: share of the search at its end under the exact budget, in [0, 1]; with 1, and under a gradual
             schedule, the budget holds all the time and layers only trade weights with each other.
@@ -69,6 +70,10 @@ class Learned(Allocation):
         """Return the counts that the densities begin with."""
         return ALLOCATIONS[self.start]().counts(importance, sparsity)
 
+    def of_groups(self, shapes: Mapping[str, Sequence[torch.Size]]) -> Allocation:
+        """Return what the densities of groups begin with."""
+        return ALLOCATIONS[self.start]().of_groups(shapes)
+
     def least_density(self, sparsity: float) -> float:
         """Return k_min."""
         return self.floor * (1.0 - sparsity)
@@ -94,10 +99,18 @@ class Learned(Allocation):
         epoch: float,
         prices: Sequence[int] | None = None,
     ) -> Tensor:
-        """Return γ · max(Σ k_l n_l p_l / kept − 1, 0), with gradients towards the densities; p_l is 1 for weights."""
+        """Return γ · max(Σ k_l n_l p_l / kept − 1, 0), with gradients towards the densities.
+
+        Args:
+            densities: k_l of each layer.
+            sizes: n_l, in what the pattern counts.
+            sparsity: that leaves `kept`.
+            epoch: epochs that are done.
+            prices: p_l under a budget in FLOPs, else 1.
+        """
         worth = [size * price for size, price in zip(sizes, prices or [1] * len(sizes), strict=True)]
         kept = torch.stack([density * layer for density, layer in zip(densities, worth, strict=True)]).sum()
-        excess = kept / kept_count(sparsity, sum(worth)) - 1.0
+        excess = kept / _budget(sparsity, sum(worth), prices is not None) - 1.0
         return self.gamma * (math.floor(epoch) + 1) * excess.clamp(min=0.0)
 
 
@@ -125,7 +138,8 @@ class Rates(Allocation):
             return {n: min(size, max(least[n], round(self.densities[n] * size))) for n, size in sizes.items()}
         prices = self.prices or dict.fromkeys(sizes, 1)
         total = sum(size * prices[n] for n, size in sizes.items())
-        target, floor = kept_count(sparsity, total), sum(count * prices[n] for n, count in least.items())
+        target = _budget(sparsity, total, self.prices is not None)
+        floor = sum(count * prices[n] for n, count in least.items())
         if target < floor:
             what = "weights" if self.prices is None else "multiply-adds"
             raise UserError(
@@ -146,6 +160,11 @@ class Rates(Allocation):
             enough = sum(count * prices[n] for n, count in kept(middle).items()) >= target
             low, high = (low, middle) if enough else (middle, high)
         return round_to(kept(low), sizes, target) if self.prices is None else _fill(kept(low), sizes, prices, target)
+
+
+def _budget(sparsity: float, total: int, in_flops: bool) -> int:
+    """Return what may stay of `total`: so many weights, or at most so many multiply-adds."""
+    return affordable_count(sparsity, total) if in_flops else kept_count(sparsity, total)
 
 
 def _fill(

@@ -51,8 +51,10 @@ class ScoredMask(nn.Module):
         mask: boolean, shape of the weight; True is kept.
         scores: trainable, shape of the weight; importance is |score|. None once the mask is fixed.
         rate: trainable scalar where the layer's density is learned: how far its logit has moved from the start.
+            Layers that share a density share it.
         watched: whether to keep the gradient towards the masked weight.
-        gradient: the last one, at kept and pruned places; None before the first backward pass.
+        gradient: at kept and pruned places; the sum over all backward passes, and all modules that hold the weight,
+            since it was last None.
     """
 
     mask: Tensor
@@ -65,7 +67,7 @@ class ScoredMask(nn.Module):
         self.register_parameter("scores", None if scores is None else nn.Parameter(scores))
         self.register_parameter("rate", None)
         self._signed = signed
-        self._logit, self._least, self._step = 0.0, 0.0, 1.0
+        self._logit, self._least = 0.0, 0.0
         self.watched = False
         self.gradient: Tensor | None = None
 
@@ -87,7 +89,7 @@ class ScoredMask(nn.Module):
             return masked
 
     def _watch(self, gradient: Tensor) -> None:
-        self.gradient = gradient.detach()
+        self.gradient = gradient.detach() if self.gradient is None else self.gradient + gradient.detach()
 
     @property
     def importance(self) -> Tensor:
@@ -96,18 +98,17 @@ class ScoredMask(nn.Module):
             raise ValueError("the mask is fixed: its scores are gone")
         return self.scores.detach() if self._signed else self.scores.detach().abs()
 
-    def learn_density(self, start: float, least: float, speed: float) -> None:
-        """Let the layer's density learn, from `start` and never below `least`, at `speed` times the learning rate."""
+    def learn_density(self, start: float, least: float, rate: nn.Parameter) -> None:
+        """Let the layer's density learn by `rate`, a scalar that is 0 now, from `start` and never below `least`."""
         share = min(1.0 - 1e-4, max(1e-4, (start - least) / (1.0 - least)))
-        self._logit, self._least, self._step = math.log(share / (1.0 - share)), least, math.sqrt(speed)
-        self.rate = nn.Parameter(torch.zeros((), device=self.mask.device))
+        self._logit, self._least = math.log(share / (1.0 - share)), least
+        self.rate = rate
 
     @property
     def density(self) -> Tensor:
-        """σ(logit + √speed · rate) · (1 − least) + least, in (least, 1)."""
+        """σ(logit + rate) · (1 − least) + least, in (least, 1)."""
         assert self.rate is not None
-        # √speed once here and once in the gradient make a step of the logit `speed` times as long.
-        return torch.sigmoid(self._logit + self._step * self.rate) * (1.0 - self._least) + self._least
+        return torch.sigmoid(self._logit + self.rate) * (1.0 - self._least) + self._least
 
 
 def has_mask(module: nn.Module) -> bool:

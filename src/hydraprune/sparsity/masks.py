@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hydraprune.sparsity.allocations import Allocation
+from hydraprune.sparsity.among import Among
 from hydraprune.sparsity.learned import Learned
 from hydraprune.sparsity.mask import ScoredMask
 from hydraprune.sparsity.patterns import Pattern, Weights
@@ -48,9 +49,19 @@ class MaskSet:
         """Return the trainable scores, one tensor for each layer; empty once the masks are fixed."""
         return [mask.scores for mask in self._masks.values() if mask.scores is not None]
 
+    def rates(self) -> list[nn.Parameter]:
+        """Return the trainable rates where densities are learned, one scalar for each group of layers; else none."""
+        return list(dict.fromkeys(mask.rate for mask in self._masks.values() if mask.rate is not None))
+
     def parameters(self) -> list[nn.Parameter]:
         """Return what a search trains: the scores, and the layers' rates where these are learned."""
-        return self.scores() + [mask.rate for mask in self._masks.values() if mask.rate is not None]
+        return self.scores() + self.rates()
+
+    @property
+    def speed(self) -> float:
+        """The learning rate of the rates, as a share of the scores'."""
+        learned = None if self._plan is None else self._plan.allocation
+        return learned.speed if isinstance(learned, Learned) else 1.0
 
     def allocate(
         self,
@@ -75,22 +86,35 @@ class MaskSet:
             UserError: this sparsity cannot be had.
         """
         check_sparsity(sparsity)
+        for mask in self._masks.values():
+            mask.mask.fill_(True)
         start = {name: weight.detach().clone() for name, weight in self._weights.items()} if schedule.gradual else {}
+        sizes = {
+            name: pattern.counted(mask) for name, mask in self.as_dict().items() if pattern.group_of(name) == name
+        }
         begin = allocation
         if isinstance(allocation, Learned):
             begin = allocation.beginning(self._importance(), sparsity, prices)
-        self._plan = _Plan(allocation, begin, sparsity, pattern, schedule, live, start, prices)
+        self._plan = _Plan(allocation, begin, sparsity, pattern, schedule, live, start, sizes, prices)
         if isinstance(allocation, Learned):
-            # What cannot be delivered is said now, not after the search.
-            begun = pattern.masks(begin, self._importance(), sparsity)
-            for name, mask in begun.items():
-                least = allocation.least_density(sparsity)
-                self._masks[name].learn_density(float(mask.float().mean()), least, allocation.speed)
+            self._let_densities_learn(self._plan, allocation.least_density(sparsity))
         self.update(0.0)
+
+    def _let_densities_learn(self, plan: "_Plan", least: float) -> None:
+        """Give each group of layers one rate, which begins at the density that the group begins with."""
+        # What cannot be delivered is said now, not after the search.
+        begun = plan.pattern.masks(plan.begin, self._importance(), plan.sparsity)
+        rates = {name: nn.Parameter(torch.zeros((), device=begun[name].device)) for name in plan.sizes}
+        for name, mask in begun.items():
+            group = plan.pattern.group_of(name)
+            density = plan.pattern.counted(mask) / plan.sizes[group]
+            self._masks[name].learn_density(density, least, rates[group])
 
     @torch.no_grad()
     def update(self, progress: float = 1.0, before: float | None = None) -> None:
         """Recompute every mask from its scores: once for each optimiser step. Fixed masks stay as they are.
+
+        Under a schedule in rounds so do all masks until a round is done; then they choose among what they keep.
 
         Where masks regrow, the weights behind pruned places are held at 0 meanwhile: what grows then starts at 0, and
         an average over updates is one of the weights that the network had.
@@ -103,12 +127,19 @@ class MaskSet:
         plan = self._plan
         if not self.searching or plan is None:
             return
+        if before is not None and plan.schedule.rests(progress, before):
+            return
         if plan.live:
             for name, mask in self._masks.items():
                 assert mask.scores is not None
                 mask.scores.copy_(self._weights[name])
         sparsity = max(plan.schedule.sparsity(plan.sparsity, progress), plan.pattern.least_sparsity)
-        masks = plan.pattern.masks(self._allocation_at(plan, progress), self._importance(), sparsity)
+        allocation, importance = self._allocation_at(plan, progress), self._importance()
+        if plan.schedule.nested:
+            # With the sparsity as it is now this finds the masks as they are.
+            allocation = Among(allocation)
+            importance = {n: tensor.masked_fill(~self._masks[n].mask, -torch.inf) for n, tensor in importance.items()}
+        masks = plan.pattern.masks(allocation, importance, sparsity)
         for name, chosen in masks.items():
             self._masks[name].mask.copy_(chosen)
         if before is not None and plan.schedule.rewinds(progress, before):
@@ -125,7 +156,7 @@ class MaskSet:
             return allocation
         if progress == 0.0:
             return plan.begin  # where the rates begin, to the weight
-        densities = {name: float(mask.density) for name, mask in self._masks.items()}
+        densities = {name: float(self._masks[name].density) for name in plan.sizes}
         exact = plan.schedule.gradual or progress >= 1.0 - allocation.settle
         return allocation.rates(densities, exact, plan.prices)
 
@@ -134,10 +165,9 @@ class MaskSet:
         plan = self._plan
         if plan is None or not isinstance(plan.allocation, Learned) or not self.searching:
             return None
-        densities = [mask.density for mask in self._masks.values()]
-        sizes = [mask.mask.numel() for mask in self._masks.values()]
-        prices = None if plan.prices is None else [plan.prices[name] for name in self._masks]
-        return plan.allocation.penalty(densities, sizes, plan.sparsity, epoch, prices)
+        densities = [self._masks[name].density for name in plan.sizes]
+        prices = None if plan.prices is None else [plan.prices[name] for name in plan.sizes]
+        return plan.allocation.penalty(densities, list(plan.sizes.values()), plan.sparsity, epoch, prices)
 
     def let_regrow(self, regrowth: Regrowth) -> None:
         """Say how fixed masks change while the weights learn."""
@@ -163,6 +193,11 @@ class MaskSet:
         if self._regrowth.moves:
             for name, mask in self._masks.items():
                 self._weights[name].masked_fill_(~mask.mask, 0.0)
+
+    def forget_gradients(self) -> None:
+        """Begin a new sum of the gradients that a regrowth looks at: those of one update."""
+        for mask in self._masks.values():
+            mask.gradient = None
 
     @torch.no_grad()
     def regrow(
@@ -221,7 +256,8 @@ class MaskSet:
 class _Plan:
     """How masks follow from scores; `start` holds the weights as the stage began, where it may go back to them.
 
-    `begin` is the allocation at the stage's first step: that of rates before they have learned.
+    `begin` is the allocation at the stage's first step: that of rates before they have learned. `sizes` says how many
+    there are of what the pattern counts, by the first layer of each group of coupled ones.
     """
 
     allocation: Allocation
@@ -231,4 +267,5 @@ class _Plan:
     schedule: SparsitySchedule
     live: bool
     start: dict[str, Tensor]
+    sizes: Mapping[str, int]
     prices: Mapping[str, int] | None

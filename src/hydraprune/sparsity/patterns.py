@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hydraprune.errors import UserError
 from hydraprune.registry import Registry
 from hydraprune.sparsity.allocations import Allocation
+from hydraprune.sparsity.among import Among
 from hydraprune.sparsity.topk import top_mask
 
 PATTERNS: Registry[type["Pattern"]] = Registry("pattern")
@@ -24,8 +25,8 @@ class Pattern(ABC):
     Dimension 0 of a weight is its outputs, dimension 1 its inputs, as in Conv and Linear.
 
     Attributes:
-        whole_outputs: outputs are removed whole. The last prunable layer is left dense, for its outputs are the
-            network's; and in fine-tuning what biases and BatchNorm would leave of an output is held at 0.
+        whole_outputs: outputs are removed whole. Layers whose outputs are the network's are left dense; and in
+            fine-tuning what biases and BatchNorm would leave of an output is held at 0.
     """
 
     whole_outputs: ClassVar[bool] = False
@@ -41,12 +42,20 @@ class Pattern(ABC):
 
         Args:
             allocation: how many each layer keeps.
-            importance: of every single weight, by layer; larger is more important.
+            importance: of every single weight, by layer; larger is more important, and −inf is no candidate.
             sparsity: the share removed.
 
         Raises:
             UserError: the pattern cannot have this sparsity.
         """
+
+    def counted(self, mask: Tensor) -> int:
+        """Return how many of one layer's mask are kept, in what the sparsity counts: here in weights."""
+        return int(mask.sum())
+
+    def group_of(self, name: str) -> str:
+        """Return the layer that a layer shares its count and its choice with: itself, if it is not coupled."""
+        return name
 
     def shuffled(self, masks: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return masks of the pattern with as many kept in each layer at random places."""
@@ -79,8 +88,8 @@ class NofM(Pattern):
 
     Each run keeps its n most important weights; at a sparsity above 1 − n/m the allocation then chooses among them,
     so that the network keeps exactly the weights asked for. A run at the end that is shorter than m keeps up to n.
-    Where a layer has fewer candidates than its allocation says, the others take over. Zhou et al., ICLR 2021,
-    arXiv 2102.04010.
+    Where a layer has fewer candidates than its allocation says, the others take over, each with its own best. Zhou et
+    al., ICLR 2021, arXiv 2102.04010.
 
     Args:
         n: weights that may stay, at least 1.
@@ -111,9 +120,7 @@ class NofM(Pattern):
             )
         best = {name: self._best(tensor) for name, tensor in importance.items()}
         left = {name: tensor.masked_fill(~best[name], -torch.inf) for name, tensor in importance.items()}
-        room = {name: int(mask.sum()) for name, mask in best.items()}
-        counts = within(allocation.counts(left, sparsity), room)
-        return {name: top_mask(tensor, counts[name]) for name, tensor in left.items()}
+        return Among(allocation).masks(left, sparsity)
 
     def shuffled_layer(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return as many at random places that the pattern allows."""
@@ -150,11 +157,16 @@ class _Groups(Pattern):
 
     def masks(self, allocation: Allocation, importance: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         """Return masks of whole groups."""
+        allocation = allocation.of_groups({name: (tensor.shape,) for name, tensor in importance.items()})
         groups = allocation.masks({name: self.reduce(t) for name, t in importance.items()}, sparsity)
         return {
             name: torch.empty_like(tensor, dtype=torch.bool).copy_(self.expand(groups[name], tensor.shape))
             for name, tensor in importance.items()
         }
+
+    def counted(self, mask: Tensor) -> int:
+        """Return how many groups are kept."""
+        return int((self.reduce(mask.float()) > 0).sum())
 
     def shuffled_layer(self, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mask with its groups permuted."""
@@ -205,8 +217,10 @@ class Blocks(_Groups):
 class Channels(_Groups):
     """Whole output channels (filters, hidden units).
 
-    The last prunable layer stays dense and is not counted: its outputs are the classes. Channels that skip
-    connections add up are one channel: they go together, and count once.
+    Layers whose outputs are the network's stay dense and are not counted: the classifier, whatever is excluded and
+    wherever the module lists it, and what skips add to its output. In a network that cannot be traced that is the
+    module's last Conv or Linear. Channels that skip connections add up are one channel: they go together, and count
+    once.
 
     The mask takes the weights of a channel. In fine-tuning its bias and what BatchNorm adds are held at 0 as well, so
     that nothing is left of it and `shrink` can take it out.
@@ -227,20 +241,3 @@ class Channels(_Groups):
     def expand(self, groups: Tensor, shape: torch.Size) -> Tensor:
         """Return the channels' values for each weight."""
         return groups.view(-1, *[1] * (len(shape) - 1)).expand(shape)
-
-
-def within(counts: Mapping[str, int], room: Mapping[str, int]) -> dict[str, int]:
-    """Return counts of the same sum that fit into the room; what one layer cannot hold, those with most room take."""
-    fitted = {name: min(count, room[name]) for name, count in counts.items()}
-    missing = sum(counts.values()) - sum(fitted.values())
-    if missing > sum(room.values()) - sum(fitted.values()):
-        raise UserError(f"{sum(counts.values())} weights are to stay, but the pattern allows {sum(room.values())}")
-    while missing > 0:
-        free = {name: room[name] - count for name, count in fitted.items()}
-        name = max(free, key=lambda layer: free[layer])
-        # Down to the next fullest layer, or at least one: the same end as one by one, in few steps.
-        second = max((value for layer, value in free.items() if layer != name), default=0)
-        moved = min(missing, max(1, free[name] - second))
-        fitted[name] += moved
-        missing -= moved
-    return fitted

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from hydraprune.errors import UserError
 from hydraprune.sparsity.allocations import Allocation
 from hydraprune.sparsity.criteria import Criterion, Probe
 from hydraprune.sparsity.patterns import Pattern
@@ -32,6 +33,9 @@ def score_in_rounds(
         allocation: how many weights each layer keeps; `pattern`: which go together.
         sparsity: that the last round leads to.
         seed: of the criterion's random draws.
+
+    Raises:
+        UserError: a criterion of one's own that has no rounds.
     """
     before = {name: weight.detach().clone() for name, weight in weights.items()} if criterion.rounds > 1 else {}
     try:
@@ -47,4 +51,4 @@ def score_in_rounds(
     finally:
         for name, tensor in before.items():
             weights[name].copy_(tensor)
-    raise ValueError(f"{criterion} is scored in {criterion.rounds} rounds; at least 1 is needed")
+    raise UserError(f"{criterion} is scored in {criterion.rounds} rounds; at least 1 is needed")

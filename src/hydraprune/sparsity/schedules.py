@@ -15,9 +15,11 @@ class SparsitySchedule(ABC):
 
     Attributes:
         gradual: the sparsity rises, and so the weights learn in the prune stage whatever the criterion.
+        nested: what is removed stays removed, and masks choose among what is left; else all weights compete anew.
     """
 
     gradual: ClassVar[bool] = True
+    nested: ClassVar[bool] = False
 
     @abstractmethod
     def sparsity(self, final: float, progress: float) -> float:
@@ -27,6 +29,10 @@ class SparsitySchedule(ABC):
             final: the sparsity asked for.
             progress: the part of the stage that is done, in [0, 1].
         """
+
+    def rests(self, progress: float, before: float) -> bool:  # noqa: ARG002 - few do
+        """Return whether masks stay as they are between two updates at `before` and `progress`."""
+        return False
 
     def rewinds(self, progress: float, before: float) -> bool:  # noqa: ARG002 - few do
         """Return whether weights go back to the stage's beginning between two updates at `before` and `progress`."""
@@ -78,14 +84,18 @@ class Cubic(SparsitySchedule):
 class Steps(SparsitySchedule):
     """In equal rounds of training, each of which removes the same share of what is left (iterative pruning).
 
-    After round k of n the kept share is (1 − s)^(k/n). The last round ends with the stage. Han et al. 2015; with
-    weights set back to the stage's beginning after every round, the lottery ticket procedure (Frankle and Carbin,
-    ICLR 2019, arXiv 1803.03635; from a pre-trained start, arXiv 1903.01611).
+    After round k of n the kept share is (1 − s)^(k/n). The last round ends with the stage. Within a round masks rest:
+    weights, and the scores of a search, learn under the mask of the round, and at its end the least important of what
+    is left go. What is removed stays removed. Han et al. 2015; with weights set back to the stage's beginning after
+    every round, the lottery ticket procedure (Frankle and Carbin, ICLR 2019, arXiv 1803.03635; from a pre-trained
+    start, arXiv 1903.01611).
 
     Args:
         rounds: n, at least 1.
         rewind: set the prunable weights back after each round. Biases, BatchNorm and the optimiser's momentum go on.
     """
+
+    nested: ClassVar[bool] = True
 
     rounds: int = 5
     rewind: bool = False
@@ -99,9 +109,13 @@ class Steps(SparsitySchedule):
         done = self._done(progress)
         return final if done == self.rounds else 1.0 - (1.0 - final) ** (done / self.rounds)
 
+    def rests(self, progress: float, before: float) -> bool:
+        """Return whether no round ended in between."""
+        return self._done(progress) == self._done(before)
+
     def rewinds(self, progress: float, before: float) -> bool:
-        """Return whether a round ended in between."""
-        return self.rewind and self._done(progress) > self._done(before)
+        """Return whether a round ended in between, where that is asked for."""
+        return self.rewind and not self.rests(progress, before)
 
     def _done(self, progress: float) -> int:
         return int(progress * self.rounds + 1e-9)

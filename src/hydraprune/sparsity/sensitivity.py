@@ -14,7 +14,15 @@ from hydraprune.sparsity.criteria import CRITERIA, Criterion, Probe
 
 
 class NetworkCriterion(Criterion):
-    """A criterion that scores all layers together and has nothing to say of one alone."""
+    """A criterion that scores all layers together and has nothing to say of one alone.
+
+    Raises:
+        UserError: less than one round.
+    """
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"{CRITERIA.name_of(type(self))}: rounds must be at least 1, got {self.rounds}")
 
     def scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Raise `UserError`: there is no score without the network."""

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from hydraprune.errors import UserError
 from hydraprune.sparsity.allocations import Allocation
-from hydraprune.sparsity.coupling import coupled
+from hydraprune.sparsity.coupling import coupled, traced, without_last
 from hydraprune.sparsity.criteria import Criterion, Probe
 from hydraprune.sparsity.learned import Learned
 from hydraprune.sparsity.mask import ScoredMask, has_mask
@@ -99,21 +99,22 @@ def prune(
         pattern: which weights go together.
         schedule: how the sparsity rises over the stage that follows; a gradual one begins with all weights.
         probe: the objective on a few batches, for criteria that need its gradients.
-        image: (1, channels, height, width), for patterns that ask which layers depend on each other, and for budgets
-            in FLOPs.
+        image: (1, channels, height, width), for patterns that ask which layers depend on each other and which are the
+            last, and for budgets in FLOPs.
 
     Raises:
         UserError: nothing to prune, a criterion that lacks its probe, a sparsity that cannot be had.
     """
     check_sparsity(sparsity)
     found = prunable_weights(model, include, exclude)
-    if pattern.whole_outputs and len(found) > 1:
-        found.popitem()
+    if pattern.whole_outputs:
+        graph = traced(model, image)
+        found = without_last(found, model, graph)
+        pattern = coupled(pattern, graph, found)
     if not isinstance(pattern, Weights):
         check_axes(found)
-    pattern = coupled(pattern, model, image, found)
     weights = parameters_of(found)
-    prices = _prices(allocation, pattern, model, found, image)
+    prices = _prices(allocation, pattern, schedule, model, found, image)
     scores = score_in_rounds(model, weights, criterion, allocation, sparsity, pattern, seed, probe)
     masks = _put_scored(found, weights, scores, criterion.signed)
     live = criterion.live and schedule.gradual
@@ -124,6 +125,7 @@ def prune(
 def _prices(
     allocation: Allocation,
     pattern: Pattern,
+    schedule: SparsitySchedule,
     model: nn.Module,
     found: Mapping[str, Sequence[nn.Module]],
     image: Tensor | None,
@@ -133,6 +135,8 @@ def _prices(
         return None
     if not isinstance(pattern, Weights):
         raise UserError("a budget in FLOPs counts single weights; with it the pattern must be weights")
+    if schedule.nested:
+        raise UserError("a budget in FLOPs is filled from all weights; with it the schedule must not be steps")
     if image is None:
         raise UserError("a budget in FLOPs needs the size of an image: give `image`")
     return positions(model, found, image)

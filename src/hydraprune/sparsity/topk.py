@@ -23,6 +23,11 @@ def kept_count(sparsity: float, total: int) -> int:
     return total - removed_count(sparsity, total)
 
 
+def affordable_count(sparsity: float, total: int) -> int:
+    """Return floor((1 − sparsity) · total), the most that is within the budget; 1 where that is nothing."""
+    return max(1, math.floor((1 - Fraction(str(sparsity))) * total))
+
+
 def check_sparsity(sparsity: float) -> None:
     """Raise `UserError` unless 0 <= sparsity < 1."""
     if not 0.0 <= sparsity < 1.0:
