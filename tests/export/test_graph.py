@@ -14,6 +14,7 @@ from torch import nn
 from hydraprune import models, runtime
 from hydraprune.errors import UserError
 from hydraprune.export import Architecture, load_compact, save_compact, trace_graph
+from hydraprune.export.fidelity import check_graph
 from hydraprune.models import Normalize
 
 ENGINES = (*runtime.available_kernels(), "numpy")
@@ -191,6 +192,120 @@ def test_a_module_without_a_graph_is_stored_and_refused_by_the_runtime_alone(tmp
     assert load_compact(tmp_path / "n", model).architecture.num_classes == 3
     with pytest.raises(UserError, match="does not hold its architecture"):
         runtime.load(tmp_path / "n")
+
+
+class Own(nn.Module):
+    """A convolution and a linear layer, and between them what a test says of the map (batch, 4, 6, 6)."""
+
+    def __init__(self, between=lambda y: y):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(144, 5)
+        self.between = between
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.between(self.conv(x)), 1))
+
+
+def sum_in_place(y):
+    y += F.relu(y)
+    return y + y.relu()
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: F.dropout(F.relu(y, inplace=True), 0.5, False),
+        sum_in_place,
+        F.relu_,
+        lambda y: y.view(y.shape[0], -1),
+        lambda y: y.reshape(y.size()[0], -1).contiguous(),
+    ],
+)
+def test_work_in_place_and_reshapes_that_change_nothing_else_are_traced(tmp_path, between):
+    torch.manual_seed(0)
+    model = Own(between).eval()
+    assert_same_logits(store(tmp_path / "n", model, (1, 8, 8), {}, 5), model, (3,), (1, 8, 8), "numpy")
+
+
+def with_hook(model, module):
+    module.register_forward_hook(lambda _module, _came, made: 2 * made)
+    return model
+
+
+def overwritten_module():
+    relu = nn.ReLU(inplace=True)
+    model = Own(lambda y: relu(y) + y)
+    model.relu = relu
+    return model
+
+
+LOOKS_LIKE_ANOTHER = {
+    "relu in place": lambda: Own(lambda y: F.relu(y, inplace=True) + y),
+    "relu module in place": overwritten_module,
+    "relu method in place": lambda: Own(lambda y: (y.relu_(), y)[1]),
+    "relu in place behind a view": lambda: Own(lambda y: torch.flatten(y, 1).relu_() + torch.flatten(y, 1)),
+    "sum in place": lambda: Own(lambda y: y.add_(y) + y),
+    "hook of a layer": lambda: with_hook(model := Own(), model.conv),
+    "hook of the network": lambda: with_hook(model := Own(), model),
+    "dropout that is always on": lambda: Own(lambda y: F.dropout(y, 0.5)),
+    "slice": lambda: Own(lambda y: y + y[:, :1]),
+    "channels in another order": lambda: Own(lambda y: F.relu(y[:, [1, 0, 2, 3]])),
+    "sum of sizes": lambda: Own(lambda y: y + y.size(1)),
+    "broadcast sum": lambda: Own(lambda y: y + F.adaptive_avg_pool2d(y, 1)),
+    "reshape over the batch": lambda: Own(lambda y: y.view(1, -1).view(y.size(0), -1)),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS_LIKE_ANOTHER)
+def test_a_module_that_the_graph_cannot_say_is_stored_without_one(tmp_path, name):
+    torch.manual_seed(0)
+    model = LOOKS_LIKE_ANOTHER[name]().eval()
+    store(tmp_path / "n", model, (1, 8, 8), {}, 5)
+    assert runtime.read(tmp_path / "n").graph is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("relu in place", "'add' reads 'conv', which 'relu' has overwritten in place"),
+        ("hook of a layer", "forward hook of 'conv'"),
+        ("hook of the network", "forward hook of 'Own'"),
+        ("dropout that is always on", "dropout is on in eval mode"),
+        ("slice", "the operation 'getitem'"),
+        ("sum of sizes", "adds two values of the network"),
+    ],
+)
+def test_what_the_graph_cannot_say_is_named(name, message):
+    with pytest.raises(UserError, match=message):
+        trace_graph(LOOKS_LIKE_ANOTHER[name](), (1, 8, 8))
+
+
+def test_a_graph_that_computes_something_else_is_not_stored(tmp_path, monkeypatch):
+    """The last line of defence, for what the tracer does not foresee: a forward that torch.fx does not look at."""
+    torch.manual_seed(0)
+    model = Own().eval()
+    monkeypatch.setattr(model, "forward", lambda x: -Own.forward(model, x), raising=False)
+    graph = trace_graph(model, (1, 8, 8))
+    with pytest.raises(UserError, match="other logits"):
+        check_graph(graph, model, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    store(tmp_path / "n", model, (1, 8, 8), {}, 5)
+    assert runtime.read(tmp_path / "n").graph is None
+
+
+def test_weights_that_overflow_and_logits_that_are_not_numbers_are_compared_without_a_word(tmp_path):
+    torch.manual_seed(0)
+    model = Own().eval()
+    model.fc.weight.data[0, 0], model.fc.weight.data[1] = float("nan"), 0.0
+    model.conv.weight.data.mul_(1e38)
+    store(tmp_path / "n", model, (1, 8, 8), {}, 5)
+
+
+def test_dropout_that_is_on_in_training_alone_is_traced_whatever_the_mode(tmp_path):
+    model = Own()
+    model.between = lambda y: F.dropout(y, 0.5, model.training)
+    store(tmp_path / "n", model.train(), (1, 8, 8), {}, 5)
+    assert model.training
+    assert runtime.read(tmp_path / "n").graph is not None
 
 
 @pytest.mark.parametrize(("values", "most"), [("fp16", 2e-3), ("int8", 0.1)])

@@ -50,6 +50,13 @@ def test_only_what_stood_the_attack_in_the_same_ball_is_worth_a_proof(proven, tm
     assert about["certified"] + about["undecided"] == round(row["robust_accuracy"] * row["n"])
 
 
+def test_a_radius_of_zero_is_the_radius_that_is_certified(proven, tmp_path):
+    """A proof for the image itself is not a proof in the objective's ball."""
+    measured = replace(proven.evaluation, certification=Certification("ibp", Eps("0")))
+    project = open_project(replace(proven, evaluation=measured), tmp_path)
+    assert descriptions.certified_ball(project) == ("linf", Eps("0"))
+
+
 def test_without_it_nothing_is_certified_and_no_stage_has_another_name(quick, proven, tmp_path):
     rows = run(quick, tmp_path).rows
     assert all("certified_accuracy" not in row and "preserved_certified" not in row for row in rows)

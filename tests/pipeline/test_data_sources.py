@@ -81,7 +81,8 @@ def test_extra_images_are_in_every_batch_and_in_the_hash(quick, coloured, tmp_pa
 
     def history(data: Data) -> tuple[str, int]:
         training = Training(epochs=1, batch_size=8)
-        project = open_project(replace(quick, data=data, pretrain=training), tmp_path / "run", dataset=coloured)
+        recipe = replace(quick, data=data, pretrain=training, evaluation=replace(quick.evaluation, n=None))
+        project = open_project(recipe, tmp_path / "run", dataset=coloured)
         made = stages.pretrain(project)
         return descriptions.pretrain_stage(project).key, json.loads(made.history.read_text())["epochs"][0]["step"]
 

@@ -1,18 +1,21 @@
 """Runs: stages once, numbers that hold together, any network, any data, any number of processes."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hydraprune import data, evaluation, export
+from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Dataset, Split
-from hydraprune.engine import Hardware
+from hydraprune.engine import Hardware, Training
 from hydraprune.errors import UserError
+from hydraprune.objectives import Benign
 from hydraprune.pipeline import Recipe, compare, descriptions, make_stage, open_target, run, stages
 from hydraprune.pipeline.project import open_project
 from hydraprune.sparsity import Criterion, Hydra, LeastWeightMagnitude, Uniform
@@ -113,6 +116,83 @@ def test_a_stage_folder_is_named_by_what_determines_it(quick, tmp_path):
     assert len({key, keys["seed"], keys["sparsity"], keys["layout"], keys["epochs"]}) == 5
 
 
+def test_what_the_validation_attacks_with_names_a_stage_where_it_selects(quick, tmp_path):
+    """With an objective without a ball it is the protocol's, which says nothing else of how a network is trained."""
+
+    def keys(select: str, eps: str = "0.1", **measured: int) -> list[str]:
+        protocol = replace(quick.evaluation.protocol, attack=PGD(eps=Eps(eps), steps=3))
+        recipe = replace(
+            quick,
+            objective=Benign(),
+            pretrain=replace(quick.pretrain, select=select),
+            prune=replace(quick.prune, search=replace(quick.prune.search, select=select)),
+            finetune=replace(quick.finetune, select=select),
+            evaluation=replace(quick.evaluation, protocol=protocol, **measured),
+        )
+        project = open_project(recipe, tmp_path)
+        stages = descriptions.pretrain_stage, descriptions.prune_stage, descriptions.finetune_stage
+        return [stage(project).key for stage in stages]
+
+    best = keys("best")
+    assert keys("best", eps="0.3")[0] != best[0]
+    assert keys("best", batch_size=7)[0] != best[0]
+    assert keys("last", eps="0.3", batch_size=7) == keys("last")
+    assert keys("best", eps="0.3", validation_steps=0) == keys("best", validation_steps=0)
+
+
+@pytest.mark.parametrize("stage", ["prune", "finetune"])
+def test_a_stage_that_selects_is_named_by_the_validation_even_where_its_parent_does_not(quick, tmp_path, stage):
+    best = Training(epochs=1, select="best")
+    one = replace(quick, objective=Benign())
+    one = replace(one, prune=replace(one.prune, search=best)) if stage == "prune" else replace(one, finetune=best)
+    other = replace(one, evaluation=replace(one.evaluation, batch_size=7))
+    describe = {"prune": descriptions.prune_stage, "finetune": descriptions.finetune_stage}[stage]
+    projects = [open_project(recipe, tmp_path) for recipe in (one, other)]
+    assert descriptions.pretrain_stage(projects[0]) == descriptions.pretrain_stage(projects[1])
+    assert describe(projects[0]).key != describe(projects[1]).key
+
+
+def altered(path):
+    state = load_file(path)
+    save_file({name: tensor.flip(0) for name, tensor in state.items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "its hash is not the one on record"),
+        (altered, "its hash is not the one on record"),
+    ],
+)
+def test_a_network_that_is_not_what_its_stage_left_is_one_line_with_a_way_out(quick, tmp_path, damage, what):
+    parent = make_stage(quick, tmp_path, "pretrain")
+    damage(parent.model)
+    with pytest.raises(UserError, match=f"is not what its stage left: .*{what}.*; delete its folder") as caught:
+        run(quick, tmp_path)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(parent.folder)
+    make_stage(quick, tmp_path, "prune")
+
+
+def test_a_damaged_network_without_a_hash_on_record_is_one_line_too(quick, tmp_path):
+    parent = make_stage(quick, tmp_path, "pretrain")
+    outcome = json.loads(parent.outcome.read_text())
+    parent.outcome.write_text(json.dumps({key: value for key, value in outcome.items() if key != "model_sha256"}))
+    make_stage(quick, tmp_path, "prune")
+    parent.model.write_bytes(b"no network")
+    with pytest.raises(UserError, match=r"is not what its stage left: .*; delete its folder"):
+        make_stage(replace(quick, prune=replace(quick.prune, sparsity=0.5)), tmp_path, "prune")
+
+
+def test_more_test_images_than_there_are_are_refused_before_anything_is_trained(quick, tmp_path):
+    recipe = replace(quick, evaluation=replace(quick.evaluation, n=498))
+    with pytest.raises(UserError, match=r"evaluation.n asks for 498 test images and 'digits' has 497"):
+        run(recipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+    open_project(replace(recipe, evaluation=replace(recipe.evaluation, n=497)), tmp_path)
+
+
 def test_the_search_does_not_matter_to_criteria_that_do_not_search(quick, tmp_path):
     lwm = replace(quick, prune=replace(quick.prune, criterion=LeastWeightMagnitude()))
     longer = replace(lwm, prune=replace(lwm.prune, search=replace(lwm.prune.search, epochs=5)))
@@ -168,11 +248,11 @@ def test_a_users_network_and_data_run_through_python_and_stay_as_they_were(quick
 
 def test_other_weights_or_other_data_are_other_stages(quick, tmp_path):
     torch.manual_seed(0)
-    model, dataset = Own(), own_data()
-    key = descriptions.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key
+    model, dataset, recipe = Own(), own_data(), whole(quick)
+    key = descriptions.pretrain_stage(open_project(recipe, tmp_path, model=model, dataset=dataset)).key
     with torch.no_grad():
         model.head.bias[0] += 1
-    assert descriptions.pretrain_stage(open_project(quick, tmp_path, model=model, dataset=dataset)).key != key
+    assert descriptions.pretrain_stage(open_project(recipe, tmp_path, model=model, dataset=dataset)).key != key
 
 
 def test_the_search_sees_the_share_of_the_images_that_is_asked(quick, tmp_path, monkeypatch):
@@ -260,7 +340,9 @@ def test_the_test_split_is_read_by_evaluate_alone(quick, tmp_path):
     dataset = data.load("digits")
     broken = Dataset("d", dataset.class_names, dataset.train, dataset.test.take([0] * 5), dataset.mean, dataset.std)
     first = make_stage(quick, tmp_path / "a", "finetune")
-    project = open_project(quick, tmp_path / "b", dataset=broken)
+    project = open_project(
+        replace(quick, evaluation=replace(quick.evaluation, n=None)), tmp_path / "b", dataset=broken
+    )
     second = stages.finetune(project)
     a, b = load_file(first.model), load_file(second.model)
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -63,6 +63,19 @@ def test_pairs_differ_in_one_thing_only_and_stand_at_one_sparsity(row, results):
     assert {"hydra erk", "lwm global"} not in found
 
 
+def test_patterns_and_schedules_are_two_things_and_not_one(row, results):
+    """Of weights and cubic channels neither could say what their difference is due to."""
+    made = [
+        entry
+        for pattern in ("weights", "channels")
+        for schedule in ("one-shot", "cubic")
+        for entry in by_seed(row, (0.7, 0.8), pattern=pattern, schedule=schedule)
+    ]
+    found = {frozenset((one.better.network, one.worse.network)) for one in differences(groups_of(results, made))}
+    usual, channels, cubic, both = (f"hydra erk{name}" for name in ("", " channels", " cubic", " channels cubic"))
+    assert found == {frozenset(pair) for pair in ((usual, channels), (usual, cubic), (channels, both), (cubic, both))}
+
+
 def test_correction_is_holms(row, results):
     noise = (0.0, 0.01, -0.01, 0.005)
     made = by_seed(row, [0.8 + n for n in noise])

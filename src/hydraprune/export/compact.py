@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hydraprune import models, runtime
 from hydraprune.errors import HydrapruneError, UserError
+from hydraprune.export.fidelity import check_graph
 from hydraprune.export.graph import trace_graph
 from hydraprune.export.tensors import check_fits, fill, plain_tensors, same_bits, tie, tied_names
 from hydraprune.sparsity import fit
@@ -64,7 +65,8 @@ def save_compact(
     """Write a pruned network as one compact file, check it by reading it back, and return its size in bytes.
 
     BatchNorm is kept as it was trained, so that the file loads back into the module to the bit; the sparse runtime
-    folds it when it loads the file. A module of operations that the runtime lacks is stored without its graph.
+    folds it when it loads the file. A module of operations that the runtime lacks, and one whose graph would predict
+    otherwise than it does (see `check_graph`), is stored without its graph.
 
     Args:
         path: the file to make or replace.
@@ -87,7 +89,7 @@ def save_compact(
     kept = _masks_of_stored(masks, aliases)
     arrays = {name: _array(name, tensor) for name, tensor in tensors.items() if name not in aliases}
     described = {_KEY: architecture.describe(), **description}
-    size_bytes = runtime.write(path, arrays, kept, described, aliases, _graph(model, architecture), values)
+    size_bytes = runtime.write(path, arrays, kept, described, aliases, _graph(model, architecture, tensors), values)
     _check_read_back(path, tensors, kept, exact=values == "fp32")
     return size_bytes
 
@@ -121,11 +123,13 @@ def read_architecture(path: Path) -> Architecture:
     return _architecture(runtime.inspect(path).description.get(_KEY), path)
 
 
-def _graph(model: nn.Module, architecture: Architecture) -> dict[str, Any] | None:
+def _graph(model: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
     try:
-        return trace_graph(model, architecture.in_shape)
+        graph = trace_graph(model, architecture.in_shape)
+        check_graph(graph, model, {name: _array(name, tensor) for name, tensor in tensors.items()})
     except UserError:
         return None
+    return graph
 
 
 def _create(architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:

@@ -10,22 +10,28 @@ from torch import fx, nn
 
 from hydraprune.errors import UserError
 from hydraprune.models import Normalize
-
-_Pair = list[int]
+from hydraprune.modes import eval_mode
 
 
 def trace_graph(model: nn.Module, in_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the graph of a module in eval mode that maps images of `in_shape` to logits.
+    """Return the graph of what a module computes in eval mode, from images of `in_shape` to logits.
+
+    It is not yet known to be sound, nor to compute what the module does: `check_graph` looks at that.
 
     Known are Normalize, Conv2d, Linear, BatchNorm, ReLU, max, average and adaptive pooling, flatten, sums, and what
     does nothing in eval mode (Dropout, Identity); functions of torch as well as modules.
 
     Raises:
-        UserError: an operation that the sparse runtime does not know, named with its place, or a module that
-            torch.fx cannot trace.
+        UserError: an operation that the sparse runtime does not know, named with its place; a value that is read
+            after an operation in place has overwritten it; a forward hook, which torch.fx does not see; dropout that
+            is on in eval mode; or a module that torch.fx cannot trace.
     """
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UserError(f"the sparse runtime does not know the forward hook of '{name or type(module).__name__}'")
     try:
-        traced = _Tracer().trace(model)
+        with eval_mode(model):
+            traced = _Tracer().trace(model)
     except Exception as error:
         raise UserError(f"the module cannot be traced: {next(iter(str(error).splitlines()), error)}") from error
     writer = _Writer(model)
@@ -36,7 +42,7 @@ def trace_graph(model: nn.Module, in_shape: tuple[int, int, int]) -> dict[str, A
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
+        return type(m) is Normalize or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Writer:
@@ -44,19 +50,21 @@ class _Writer:
         self.nodes: list[dict[str, Any]] = []
         self._model = model
         self._value: dict[fx.Node, int] = {}
+        self._memory: dict[fx.Node, list[fx.Node]] = {}  # of each value all that may lie in its memory
+        self._overwritten: dict[fx.Node, fx.Node] = {}  # and by what
 
     def add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             if self._value:
                 raise UserError("the module takes more than one input")
-            self._value[node] = 0
+            self._value[node], self._memory[node] = 0, [node]
         elif node.op == "call_module":
             name = str(node.target)
-            self._write(node, _from_module(name, self._model.get_submodule(name)))
+            module = self._model.get_submodule(name)
+            self._write(node, _from_module(name, module), in_place=getattr(module, "inplace", False))
         elif node.op in {"call_function", "call_method"}:
-            if node.target in {"size", "dim"} or node.target is getattr or node.target is operator.getitem:
-                return  # sizes that a reshape reads
-            self._write(node, _from_call(node))
+            if not self._reads_sizes(node):
+                self._write(node, _from_call(node), in_place=_is_in_place(node))
         elif node.op == "output":
             last = node.args[0]
             if not isinstance(last, fx.Node) or self._value.get(last) != len(self.nodes):
@@ -64,17 +72,39 @@ class _Writer:
         else:
             raise UserError(f"the sparse runtime cannot compute '{node.target}' (torch.fx: {node.op})")
 
-    def _write(self, node: fx.Node, entry: dict[str, Any] | None) -> None:
-        inputs = [self._value[arg] for arg in node.all_input_nodes if arg in self._value]
+    def _reads_sizes(self, node: fx.Node) -> bool:
+        """Whether a node is a size that a reshape reads, and no value."""
+        if node.target is operator.getitem:
+            return node.args[0] not in self._value
+        return node.target in {"size", "dim"} or (node.target is getattr and node.args[1] in {"shape", "ndim"})
+
+    def _write(self, node: fx.Node, entry: dict[str, Any] | None, in_place: bool) -> None:
+        read = [arg for arg in node.all_input_nodes if arg in self._value]
+        if not read:
+            raise UserError(f"'{node}' reads no value of the network")
+        for arg in read:
+            if arg in self._overwritten:
+                raise UserError(f"'{node}' reads '{arg}', which '{self._overwritten[arg]}' has overwritten in place")
+        memory = self._memory[read[0]]
         if entry is None:
-            self._value[node] = inputs[0]
-            return
-        if entry["op"] == "add":
-            if not all(isinstance(arg, fx.Node) for arg in node.args[:2]):
-                raise UserError("the sparse runtime adds two values of the network, not a number to one")
-            inputs = [self._value[arg] for arg in node.args[:2] if isinstance(arg, fx.Node)]
-        self.nodes.append({"op": entry.pop("op"), "in": inputs, **entry})
-        self._value[node] = len(self.nodes)
+            self._value[node] = self._value[read[0]]
+        else:
+            if in_place:
+                self._overwritten |= dict.fromkeys(memory, node)
+            elif entry["op"] != "flatten":
+                memory = []
+            self.nodes.append({"op": entry.pop("op"), "in": self._inputs(node, read), **entry})
+            self._value[node] = len(self.nodes)
+        self._memory[node] = memory
+        memory.append(node)
+
+    def _inputs(self, node: fx.Node, read: list[fx.Node]) -> list[int]:
+        if node.op == "call_module" or node.target not in _ADD:
+            return [self._value[arg] for arg in read]
+        both = [arg for arg in node.args[:2] if isinstance(arg, fx.Node) and arg in self._value]
+        if len(both) < 2:
+            raise UserError("the sparse runtime adds two values of the network, not a number to one")
+        return [self._value[arg] for arg in both]
 
 
 def _from_module(name: str, module: nn.Module) -> dict[str, Any] | None:
@@ -161,7 +191,11 @@ _MODULES: dict[Any, Callable[[str, Any], dict[str, Any] | None]] = {
 }
 _RELU = {torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_NOTHING = {"contiguous", F.dropout}
+_IN_PLACE = {torch.relu_, F.relu_, "relu_", operator.iadd, "add_"}
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    return node.target in _IN_PLACE or bool(node.kwargs.get("inplace", node.target is F.relu and True in node.args))
 
 
 def _from_call(node: fx.Node) -> dict[str, Any] | None:  # noqa: PLR0911 - one return for each operation
@@ -172,13 +206,17 @@ def _from_call(node: fx.Node) -> dict[str, Any] | None:  # noqa: PLR0911 - one r
         return {"op": "relu"}
     if target in _ADD and not keywords:
         return {"op": "add"}
-    if target in _NOTHING:
+    if target == "contiguous":
+        return None
+    if target is F.dropout:
+        if keywords.get("training", (*args, True, True)[1]):
+            raise UserError("dropout is on in eval mode too; hand it `training=self.training`")
         return None
     if target in {torch.flatten, "flatten"}:
         return _flatten(*args, **{key.removesuffix("_dim"): value for key, value in keywords.items()})  # type: ignore[arg-type]
     if target in {"view", "reshape", torch.reshape}:
         sizes = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
-        if len(sizes) == 2 and sizes[1] == -1:
+        if len(sizes) == 2 and _is_batch(sizes[0]) and sizes[1] == -1:
             return {"op": "flatten"}
         raise UserError("the sparse runtime knows no reshape but to (batch, -1)")
     names = {
@@ -196,6 +234,13 @@ def _from_call(node: fx.Node) -> dict[str, Any] | None:  # noqa: PLR0911 - one r
     if target is F.adaptive_avg_pool2d:
         return _adaptive("adaptive_avg_pool", *args, *renamed.values())
     raise UserError(f"the sparse runtime does not know the operation '{getattr(target, '__name__', target)}'")
+
+
+def _is_batch(size: Any) -> bool:
+    """Whether a size is x.size(0), x.shape[0] or x.size()[0]."""
+    if not isinstance(size, fx.Node):
+        return False
+    return (size.target == "size" or size.target is operator.getitem) and size.args[1:] == (0,)
 
 
 def _pair(value: Any) -> Any:

@@ -8,6 +8,7 @@ from hydraprune.attacks import Eps
 from hydraprune.engine import Training
 from hydraprune.evaluation import NormName
 from hydraprune.objectives import Objective
+from hydraprune.pipeline.own_code import sources
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.recipe_file import as_dict
 from hydraprune.sparsity import OneShot, Weights
@@ -36,17 +37,20 @@ class Stage:
 def pretrain_stage(project: Project) -> Stage:
     """Describe pre-training: data, network, objective, training, seed, how numbers are computed."""
     recipe = project.recipe
+    objective = recipe.pretrain_objective or recipe.objective
     return Stage(
         "pretrain",
         {
             **project.source,
-            "objective": _described_objective(recipe.pretrain_objective or recipe.objective),
+            "objective": _described_objective(objective),
             "training": _described_training(recipe.pretrain),
             "validation": [recipe.evaluation.validation_steps, recipe.evaluation.validation_n],
             "seed": recipe.seed,
             "precision": recipe.hardware.precision,
             "channels_last": recipe.hardware.channels_last,
             **({"compile": True} if recipe.hardware.compile else {}),
+            **_selection(project, recipe.pretrain),
+            **_own_code(objective, recipe.pretrain, recipe.data),
         },
     )
 
@@ -59,6 +63,8 @@ def prune_stage(project: Project) -> Stage:
         del prune["search"]
     if not recipe.prune.criterion.needs_probe:
         del prune["probe_batches"]
+    elif not recipe.prune.trains:
+        prune["search"] = {"batch_size": recipe.prune.search.batch_size}  # of the probe
     if not (recipe.prune.trains or recipe.prune.criterion.needs_probe):
         prune["train_fraction"] = 1.0
     if recipe.score_lr is not None:
@@ -78,6 +84,9 @@ def prune_stage(project: Project) -> Stage:
     if prune["allocation"].get("min_per_output") == 0:
         del prune["allocation"]["min_per_output"]
     own = {} if recipe.pretrain_objective is None else {"objective": _described_objective(recipe.objective)}
+    spec, training = recipe.prune, recipe.prune_training
+    own |= _selection(project, training) if spec.trains else {}
+    own |= _own_code(recipe.objective, training, spec.criterion, spec.allocation, spec.pattern, spec.schedule)
     return Stage("prune", {"parent": pretrain_stage(project).key, "prune": prune, **own})
 
 
@@ -86,6 +95,7 @@ def finetune_stage(project: Project) -> Stage:
     recipe = project.recipe
     training = replace(recipe.finetune, epochs=recipe.finetune_epochs)
     moves = {"regrowth": as_dict(recipe.prune.regrowth)} if recipe.prune.regrowth.moves else {}
+    moves |= _selection(project, training) | _own_code(training, recipe.prune.regrowth)
     return Stage("finetune", {"parent": prune_stage(project).key, "training": _described_training(training), **moves})
 
 
@@ -93,8 +103,10 @@ def evaluate_stage(project: Project, network: Stage) -> Stage:
     """Describe the evaluation of a network on the test split."""
     measured = as_dict(project.recipe.evaluation)
     del measured["validation_steps"], measured["validation_n"], measured["certification"]
-    measured["protocol"] = project.recipe.evaluation.protocol.describe()
-    return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed})
+    protocol = project.recipe.evaluation.protocol
+    measured["protocol"] = protocol.describe()
+    own = _own_code(protocol)
+    return Stage("evaluate", {"parent": network.key, "evaluation": measured, "seed": project.recipe.seed, **own})
 
 
 def certify_stage(project: Project, network: Stage) -> Stage:
@@ -104,10 +116,34 @@ def certify_stage(project: Project, network: Stage) -> Stage:
     return Stage("certify", {"parent": evaluate_stage(project, network).key, "certification": what})
 
 
+def validation_ball(project: Project) -> tuple[NormName, Eps]:
+    """Return the ball of the validation's attack: the objective's, or the protocol's where that has none."""
+    norm, eps = project.recipe.objective.threat
+    if not eps > 0:
+        norm, eps = project.recipe.evaluation.protocol.threat
+    return "l2" if norm == "l2" else "linf", eps
+
+
 def certified_ball(project: Project) -> tuple[NormName, Eps]:
     """Return the ball that is certified."""
     norm, eps = project.recipe.objective.threat
-    return "l2" if norm == "l2" else "linf", project.recipe.evaluation.certification.eps or eps
+    asked = project.recipe.evaluation.certification.eps
+    return "l2" if norm == "l2" else "linf", eps if asked is None else asked
+
+
+def _selection(project: Project, training: Training) -> dict[str, Any]:
+    """Describe what the validation attacks with, where it chooses the epoch that is kept; else it changes nothing."""
+    measured = project.recipe.evaluation
+    if training.select != "best" or not measured.validation_steps:
+        return {}
+    norm, eps = validation_ball(project)
+    return {"selection": {"norm": norm, "eps": eps.text, "batch_size": measured.batch_size}}
+
+
+def _own_code(*parts: Any) -> dict[str, Any]:
+    """Describe code of the user's own; hydraprune's leaves no trace."""
+    found = sources(*parts)
+    return {"code": found} if found else {}
 
 
 def _described_training(training: Training) -> dict[str, Any]:

@@ -18,12 +18,17 @@ from hydraprune.data import IMAGE_FOLDERS, Dataset, LabelledImages, Split
 from hydraprune.engine import Group
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths
+from hydraprune.pipeline.own_code import network_code
 from hydraprune.pipeline.recipe import Recipe
 from hydraprune.pipeline.recipe_file import as_dict
 from hydraprune.sparsity import plain_state
 
-STAGE_FORMAT = 1
-"""Raised when the meaning of a stage changes, so that folders made by older code are not taken for new ones."""
+STAGE_FORMAT = 2
+"""Raised when the meaning of a stage changes, so that folders made by older code are not taken for new ones.
+
+It is in every key: stages of another format stay where they are, and the same command makes each of them anew beside
+them. 2: scores follow the gradient of their magnitude, and the rounds of `steps` choose among what is left.
+"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def open_project(
         progress: the screen.
 
     Raises:
-        UserError: the data is missing, the network unknown, the folder not writable, the device not there.
+        UserError: the data is missing or has fewer test images than are asked for, the network unknown, the folder
+            not writable, the device not there.
     """
     paths = RunPaths(out)
     fabric = recipe.hardware.fabric()
@@ -102,6 +108,11 @@ def open_project(
         # A folder of files is looked at anew each time: it may have changed, and nothing of it is in memory.
         load = datasets.load if spec.name in IMAGE_FOLDERS else _load_once
         dataset = load(spec.name, spec.root, spec.size)
+    if (recipe.evaluation.n or 0) > len(dataset.test):
+        raise UserError(
+            f"evaluation.n asks for {recipe.evaluation.n} test images and '{dataset.name}' has {len(dataset.test)}; "
+            "say fewer, or null for all"
+        )
     if own or spec.name in IMAGE_FOLDERS:
         source["data"]["fingerprint"] = dataset.fingerprint()
     extra = None
@@ -118,6 +129,8 @@ def open_project(
         source["model"]["weights"] = io.file_hash(recipe.model.weights)
     if model is not None:
         source["model"]["fingerprint"] = _fingerprint(model)
+    if model is not None or ":" in recipe.model.name:
+        source["model"]["code"] = _network_code(build)
     group.leader(lambda: _prepare(paths))
     return Project(
         recipe,
@@ -199,7 +212,14 @@ def check_network(model: nn.Module, dataset: Dataset) -> None:
         )
 
 
+def _network_code(build: Callable[[], nn.Module]) -> str:
+    """Return a hash of what a network of the user's own computes; buffers drawn at random are drawn alike."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return network_code(build())
+
+
 def _fingerprint(model: nn.Module) -> str:
-    """Return a hash of a module's structure and weights."""
+    """Return a hash of a module's weights."""
     state = {name: tensor.cpu().reshape(-1).tolist() for name, tensor in plain_state(model).items()}
-    return io.content_hash([str(model), state])
+    return io.content_hash(state)

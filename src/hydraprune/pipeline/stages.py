@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from hydraprune import evaluation, io, models, sparsity
 from hydraprune.attacks import PGD
 from hydraprune.data import Batches, LabelledImages
 from hydraprune.engine import Training, Work, check_stop, memory_advice, train
+from hydraprune.errors import UserError
 from hydraprune.evaluation import Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
@@ -33,11 +35,12 @@ from hydraprune.pipeline.descriptions import (
     finetune_stage,
     pretrain_stage,
     prune_stage,
+    validation_ball,
 )
 from hydraprune.pipeline.labels import axes_of, cell_name
 from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
-from hydraprune.pipeline.stage_folder import make
+from hydraprune.pipeline.stage_folder import make, read_outcome
 from hydraprune.sparsity import MaskSet
 
 _SMALLER_EVALUATION = "a smaller evaluation.batch_size needs less"
@@ -61,7 +64,7 @@ def prune(project: Project) -> StagePaths:
     parent = pretrain(project)
 
     def work(paths: StagePaths) -> dict[str, Any]:
-        model, dense = _fresh(project), load_file(parent.model)
+        model, dense = _fresh(project), _network_of(parent)
         sparsity.restore(model, dense)
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masks = sparsity.prune(
@@ -106,7 +109,7 @@ def finetune(project: Project) -> StagePaths:
 
     def work(paths: StagePaths) -> dict[str, Any]:
         model = _fresh(project)
-        masks = sparsity.restore(model, load_file(parent.model))
+        masks = sparsity.restore(model, _network_of(parent))
         assert masks is not None
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masks.let_regrow(recipe.prune.regrowth)
@@ -227,14 +230,26 @@ def _standing(evaluated: StagePaths, n: int, same_ball: bool) -> Tensor:
 def load_network(project: Project, network: Stage) -> nn.Module:
     """Return the plain network, pruned weights at zero, that a finished stage left."""
     model = project.build()
-    sparsity.restore(model, load_file(project.paths.stage(network.kind, network.key).model))
+    sparsity.restore(model, _network_of(project.paths.stage(network.kind, network.key)))
     return sparsity.bake(model).eval()
 
 
 def load_masks(project: Project, network: Stage) -> dict[str, Tensor]:
     """Return the masks that a finished stage left, by parameter name; empty for a dense network."""
-    tensors = load_file(project.paths.stage(network.kind, network.key).model)
+    tensors = _network_of(project.paths.stage(network.kind, network.key))
     return {name.removesuffix(".mask"): mask for name, mask in tensors.items() if name.endswith(".weight.mask")}
+
+
+def _network_of(paths: StagePaths) -> dict[str, Tensor]:
+    """Return the tensors of the network that a finished stage left; `UserError` unless they are those on record."""
+    recorded = read_outcome(paths).get("model_sha256")
+    try:
+        if recorded in (None, io.file_hash(paths.model)):
+            return load_file(paths.model)
+        what = "its hash is not the one on record"
+    except (UserError, SafetensorError) as error:
+        what = str(error)
+    raise UserError(f"'{paths.model}' is not what its stage left: {what}; delete its folder to make the stage anew")
 
 
 def network_description(project: Project) -> dict[str, Any]:
@@ -348,11 +363,8 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
     recipe = project.recipe
     count = recipe.evaluation.validation_n or len(project.validation)
     split = datasets.first(project.validation, min(count, len(project.validation)))
-    norm, eps = recipe.objective.threat
-    if not eps > 0:
-        norm, eps = recipe.evaluation.protocol.threat
     steps = recipe.evaluation.validation_steps
-    attack = PGD("l2" if norm == "l2" else "linf", eps, steps)
+    attack = PGD(*validation_ball(project), steps)
 
     def validate(model: nn.Module) -> dict[str, Any]:
         protocol = Protocol(attack, restarts=1 if steps else 0)

@@ -72,7 +72,7 @@ def _by_seed(group: Group, measure: Measure) -> dict[int, float]:
 
 
 def differences(groups: Sequence[Group], measure: Measure = "robust") -> tuple[Difference, ...]:
-    """Compare all pruned groups of equal sparsity that differ in one thing only: criterion, allocation or variant.
+    """Compare all pruned groups of equal sparsity that differ on one axis of pruning only.
 
     Only so does a comparison say what the difference is due to; p-values are corrected for their number.
     """

@@ -47,14 +47,14 @@ class Row:
     """One network evaluated. Accuracies, sparsities and preserved shares are fractions, not per cent.
 
     A dense network has no criterion. `criterion` and `allocation` tell settings apart, `hydra(init=random)`, and
-    `variant` says what else is not as usual: pattern, schedule, regrowth, shuffled masks. `preserved_*` is None where
-    the dense network's accuracy is 0. `certified` is None where nothing was certified; else `certified_by` says how.
-    The 95 % intervals, (low, high), are None where all test images were measured.
+    `variant` says of pattern, schedule, regrowth and shuffled masks what is not as usual, and "" where it is.
+    `preserved_*` is None where the dense network's accuracy is 0. `certified` is None where nothing was certified;
+    else `certified_by` says how. The 95 % intervals, (low, high), are None where all test images were measured.
     """
 
     criterion: str | None
     allocation: str | None
-    variant: str
+    variant: tuple[str, str, str, str]
     sparsity: float
     delivered: float
     seed: int
@@ -88,16 +88,16 @@ class Row:
     @property
     def way(self) -> "Way":
         """How it was pruned, but for the sparsity."""
-        return self.criterion, self.allocation, self.variant
+        return self.criterion, self.allocation, *self.variant
 
 
-Way = tuple[str | None, str | None, str]
-"""Criterion, allocation and variant of a network."""
+Way = tuple[str | None, str | None, str, str, str, str]
+"""Criterion, allocation, pattern, schedule, regrowth and shuffling of a network: one entry for each axis."""
 
 
-def network_name(criterion: str | None, allocation: str | None, variant: str = "") -> str:
+def network_name(*way: str | None) -> str:
     """Return `dense`, or criterion, allocation and variant in a few words."""
-    return " ".join(part for part in (criterion, allocation, variant) if part) or "dense"
+    return " ".join(part for part in way if part) or "dense"
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,14 @@ def _row(record: Record) -> Row:
     )
 
 
-def _variant(record: Record) -> str:
-    """Return what is not as usual; files of older releases do not speak of it, for all was."""
-    usual = {"pattern": "weights", "schedule": "one-shot", "regrowth": "fixed"}
-    special = [record.text(key) for key, value in usual.items() if key in record and record.text(key) != value]
-    return " ".join(special + ["shuffled"] * (record.values.get("shuffled") is True))
+def _variant(record: Record) -> tuple[str, str, str, str]:
+    """Return what is not as usual on each axis; files of older releases do not speak of it, for all was."""
+
+    def special(key: str, usual: str) -> str:
+        return record.text(key) if key in record and record.text(key) != usual else ""
+
+    shuffled = "shuffled" if record.values.get("shuffled") is True else ""
+    return special("pattern", "weights"), special("schedule", "one-shot"), special("regrowth", "fixed"), shuffled
 
 
 def _evaluation(record: Record) -> Evaluation:

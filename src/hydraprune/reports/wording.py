@@ -241,7 +241,7 @@ def _epochs(rows: Sequence[Row]) -> list[tuple[str, str]]:
     budgets: dict[tuple[tuple[str, int], ...], dict[str, None]] = {}
     for row in rows:
         if row.epochs:
-            budgets.setdefault(row.epochs, {})[network_name(row.criterion, None, row.variant)] = None
+            budgets.setdefault(row.epochs, {})[network_name(row.criterion, *row.variant)] = None
     texts = [
         f"{listed(names)}: {' + '.join(f'{n} {stage}' for stage, n in budget)}" for budget, names in budgets.items()
     ]
