@@ -49,6 +49,13 @@ def test_what_is_not_a_radius_is_refused_by_name(written):
         Eps(written)
 
 
+@pytest.mark.parametrize("written", ["1e300000000", "1E-1000", "1e1_000", "1e+99999999999/3", "9" * 10**7])
+def test_a_radius_that_would_take_hours_to_read_is_refused_at_once(written):
+    with pytest.raises(UserError, match="is not a radius: write at most 100 characters, no exponent above 999") as no:
+        Eps(written)
+    assert len(str(no.value)) < 200
+
+
 @pytest.mark.parametrize("passed_on", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
 def test_the_text_survives_other_processes_and_copies(passed_on):
     eps = passed_on(Eps("8/255"))

@@ -110,6 +110,7 @@ MISTAKES = {
     "batch size 0": (["--batch-size", "0"], "batch size must be at least 1"),
     "unknown figure": (["--n-images", "1", "--n", "100", "--plot", "a.xyz"], "cannot draw 'a.xyz'"),
     "bf16 on the sparse runtime": (["--engine", "sparse", "--precision", "bf16"], "fp32 on the CPU"),
+    "threads": (["--threads", "-2"], "threads must be 0 (for every core) to 1024, got -2"),
     "unknown option": (["--sigmas", "1"], "--sigmas"),
 }
 
@@ -125,6 +126,18 @@ def test_each_mistake_is_one_line_and_exit_code_2(name, artefact, capsys, monkey
     assert len(lines) == 1
     assert answer in lines[0]
     assert shown.out == ""
+
+
+def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_sampled(tmp_path, capsys):
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, answer in (
+        ("a.xyz", "cannot draw 'a.xyz'; known formats: "),
+        ("a.png", "it is a folder; name a file"),
+        ("file/a.png", "cannot write into folder"),
+    ):
+        assert main(["certify", "nowhere", "--plot", str(tmp_path / name)]) == 2
+        assert answer in capsys.readouterr().err
 
 
 def test_values_are_refused_before_the_network_is_loaded(capsys):

@@ -113,11 +113,42 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on_to_the_same_counts
 
 
 def test_a_state_file_of_another_evaluation_is_one_line_and_exit_code_2(weights, tmp_path, capsys):
-    (tmp_path / "state").write_bytes(b"not a state")
-    assert main(command(weights, "--attack", "pgd1x1", "--n", "5", "--state", str(tmp_path / "state"))) == 2
-    shown = capsys.readouterr().err
-    assert "is not a usable evaluation state; delete it to start anew" in shown
-    assert (tmp_path / "state").read_bytes() == b"not a state"
+    (tmp_path / "notes").write_bytes(b"not a state")
+    (tmp_path / "folder").mkdir()
+    for name in ("notes", "folder", str(weights)):  # nobody is told to delete what is not a state
+        assert main(command(weights, "--attack", "pgd1x1", "--n", "5", "--state", str(tmp_path / name))) == 2
+        shown = capsys.readouterr().err
+        assert shown.endswith("is not a usable evaluation state, but something else; name another file\n")
+        assert "delete" not in shown
+    assert (tmp_path / "notes").read_bytes() == b"not a state"
+
+
+def test_what_cannot_work_is_refused_before_anything_is_attacked(weights, tmp_path, capsys, monkeypatch):
+    def attacked(*_: object, **__: object) -> None:
+        raise AssertionError("the attack has begun")
+
+    monkeypatch.setattr("hydraprune.evaluation.evaluate", attacked)
+    (tmp_path / "file").write_text("")
+    for words, answer in (
+        (["--save-adversarial", str(tmp_path)], "it is a folder; name a file"),
+        (["--model-card", str(tmp_path)], "it is a folder; name a file"),
+        (["--model-card", str(tmp_path / "file" / "card.json")], "cannot write into folder"),
+        (["--seed", "-1"], "the seed must be at least 0, got -1"),
+        (["--threads", "-1"], "threads must be 0 (for every core) to 1024, got -1"),
+    ):
+        assert main([*command(weights, "--attack", "pgd1x1", "--n", "5"), *words]) == 2
+        shown = capsys.readouterr().err
+        assert answer in shown
+        assert shown.count("\n") == 1
+
+
+def test_the_radius_of_one_norm_is_never_that_of_another(capsys):
+    words = ["zoo:digits-cnn_tiny-99", "--norm", "l2", "--threads", "1", "--n", "2"]
+    for command_words in (["evaluate", *words, "--attack", "pgd1x1"], ["certify", *words, "--method", "ibp"]):
+        assert main(command_words) == 2
+        assert "trained for linf and the radius 0.1, which means nothing in l2; give --eps" in capsys.readouterr().err
+    evaluated = ["evaluate", *words, "--attack", "pgd1x1", "--sanity", "false", "--json"]
+    assert result_of(capsys, [*evaluated, "--eps", "0.5"])["norm"] == "l2"
 
 
 @pytest.mark.slow

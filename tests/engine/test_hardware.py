@@ -29,6 +29,12 @@ def test_or_what_the_environment_says(monkeypatch, asked, threads):
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.parametrize("threads", [-1, -300, 100_000, 2**70])
+def test_a_number_of_threads_that_cannot_be_is_one_line(threads):
+    with pytest.raises(UserError, match=f"threads must be 0 .for every core. to 1024, got {threads}"):
+        Hardware("cpu", threads=threads).fabric()
+
+
 def test_deterministic_algorithms_are_asked_of_torch_and_of_cublas(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:

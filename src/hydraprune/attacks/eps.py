@@ -1,9 +1,13 @@
 """Attack radii in pixels of [0, 1], exact: `8/255` stays `8/255` in recipes and reports."""
 
 import math
+import re
 from fractions import Fraction
 
 from hydraprune.errors import UserError
+
+_LONGEST = 100
+_HUGE_EXPONENT = re.compile(r"[eE][+-]?\d[\d_]{3}")
 
 
 class Eps(float):
@@ -13,7 +17,7 @@ class Eps(float):
     ('8/255', 0.03137254901960784)
 
     Raises:
-        UserError: not a number, negative, infinite or NaN.
+        UserError: not a number, negative, infinite or NaN, or written at a length that no radius needs.
     """
 
     text: str
@@ -21,6 +25,10 @@ class Eps(float):
     def __new__(cls, value: "str | float") -> "Eps":
         """Parse `8/255`, `0.031` or a number."""
         text = value.text if isinstance(value, Eps) else str(value).strip()
+        if len(text) > _LONGEST or _HUGE_EXPONENT.search(text):
+            # As a fraction, 1e300000000 is a number of 300 million digits.
+            shown = text if len(text) <= _LONGEST else f"{text[:20]}…"
+            raise UserError(f"'{shown}' is not a radius: write at most {_LONGEST} characters, no exponent above 999")
         try:
             number = float(Fraction(text))
         except (ValueError, ArithmeticError):

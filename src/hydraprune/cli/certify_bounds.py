@@ -4,9 +4,10 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from hydraprune import evaluation, io
+from hydraprune import evaluation
 from hydraprune.cli.certify_options import Certifier, Options, chosen
-from hydraprune.cli.output import percent
+from hydraprune.cli.options import check_seed
+from hydraprune.cli.output import check_writable, percent
 from hydraprune.console import TerminalProgress
 from hydraprune.engine import check_stop
 from hydraprune.errors import UserError
@@ -29,9 +30,8 @@ class Bounds(Certifier):
         self._batch_size = BATCH_SIZE if options.batch_size is None else options.batch_size
         if self._batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self._batch_size}")
-        if options.per_image is not None:
-            # Hours of proofs must not end at a folder that cannot be written.
-            io.make_folder(options.per_image.parent)
+        check_seed(options.seed)
+        check_writable(options.per_image)
         self._state: State | None = None
 
     def run(self, target: Target, fabric: Fabric, progress: TerminalProgress) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from matplotlib.backend_bases import FigureCanvasBase
 
 from hydraprune.cli.certify_options import Certifier, Options, chosen
 from hydraprune.cli.engines import classifier
-from hydraprune.cli.output import percent
+from hydraprune.cli.output import check_writable, percent
 from hydraprune.console import TerminalProgress
 from hydraprune.engine import check_stop
 from hydraprune.errors import UserError
 from hydraprune.evaluation import smoothing
 from hydraprune.evaluation.smoothing import VRA_S_RADIUS, Certification, Compute
-from hydraprune.io import atomic_path, make_folder
+from hydraprune.io import atomic_path
 from hydraprune.pipeline import Target
 
 SAMPLES = 10_000
@@ -26,6 +27,9 @@ class Smoothing(Certifier):
         super().__init__(options)
         options.refuse("eps norm attack state", "is for bounds; randomized smoothing takes --sigma and --radii")
         self._certification = _certification(options)
+        if options.plot is not None:
+            _check_format(options.plot)
+            check_writable(options.plot)
 
     def run(self, target: Target, fabric: Fabric, progress: TerminalProgress) -> dict[str, Any]:
         """Sample and count."""
@@ -44,7 +48,6 @@ class Smoothing(Certifier):
         )
         analysis = smoothing.analyse(rows)
         if options.plot is not None:
-            make_folder(options.plot.parent)
             save_figure(options.plot, {target.name: analysis})
         accuracy = {radius.text: analysis.certified_accuracy(radius) for radius in certification.radii}
         counted = VRA_S_RADIUS in certification.radii or not certification.adaptive
@@ -89,9 +92,11 @@ def _certification(options: Options) -> Certification:
 def save_figure(path: Path, analyses: dict[str, smoothing.Analysis]) -> None:
     """Write the curve of certified accuracy; the suffix says the format."""
     figure = smoothing.plot(analyses)
-    formats = figure.canvas.get_supported_filetypes()
-    kind = path.suffix.removeprefix(".")
-    if kind not in formats:
-        raise UserError(f"cannot draw '{path.name}'; known formats: {', '.join(f'.{name}' for name in formats)}")
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=kind)
+        figure.savefig(temporary, format=path.suffix.removeprefix("."))
+
+
+def _check_format(path: Path) -> None:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise UserError(f"cannot draw '{path.name}'; known formats: {', '.join(f'.{name}' for name in formats)}")

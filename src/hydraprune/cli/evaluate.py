@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
-from hydraprune import data, evaluation, io
+from hydraprune import data, evaluation, io, models
 from hydraprune.attacks import Eps
-from hydraprune.cli.options import TargetOptions, parse
-from hydraprune.cli.output import percent, say
+from hydraprune.cli.options import TargetOptions, check_seed, parse
+from hydraprune.cli.output import check_writable, percent, say
 from hydraprune.console import TerminalProgress
 from hydraprune.engine import Hardware, check_stop, graceful
 from hydraprune.evaluation import AttackProtocol, Empirical, protocol_from_name
@@ -65,14 +65,13 @@ class Options(TargetOptions):
 def command(name: str, words: Sequence[str]) -> int:
     """Evaluate, print, and write what was asked for."""
     options = parse(Options, f"hydraprune {name}", words)
+    check_seed(options.seed)
+    check_writable(options.save_adversarial, options.model_card)
     began = time.monotonic()
     fabric = Hardware(accelerator=options.accelerator, threads=options.threads).fabric()
     target = options.open()
     protocol = protocol_from_name(options.attack, *target.ball(options.norm, options.eps))
     split = target.dataset.test if options.n is None else data.first(target.dataset.test, options.n)
-    for wanted in (options.save_adversarial, options.model_card):
-        if wanted is not None:
-            io.make_folder(wanted.parent)  # an hour of attacks must not end at a folder that cannot be written
     keep = None if options.save_adversarial else 0
     identity = evaluation.identity(target.model, split, protocol, options.batch_size, options.seed, keep)
     state = options.state_of("evaluate", identity, options.state)
@@ -144,8 +143,6 @@ def _save_adversarial(path: Path, measured: Empirical, result: dict[str, Any], c
 
 
 def _model_card(target: Target, protocol: AttackProtocol, measured: Empirical) -> dict[str, object]:
-    recipe = target.description.get("recipe")
-    extra = bool(recipe.get("data", {}).get("extra")) if isinstance(recipe, dict) else None
     return evaluation.model_card(
         measured,
         protocol,
@@ -153,8 +150,22 @@ def _model_card(target: Target, protocol: AttackProtocol, measured: Empirical) -
         dataset=target.dataset.name,
         architecture=target.architecture.name,
         population=len(target.dataset.test),
-        additional_data=extra,
+        additional_data=_additional_data(target),
     )
+
+
+def _additional_data(target: Target) -> bool | None:
+    """Return whether training saw more than the data set; None where only the user knows."""
+    recipe = target.description.get("recipe")
+    parts = [recipe.get(part, {}) for part in ("data", "model")] if isinstance(recipe, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        return None
+    data_part, model_part = parts
+    if data_part.get("extra"):
+        return True
+    # Weights that training started from, and modules of the user's own, may have seen anything.
+    own = target.architecture.name not in models.MODELS
+    return None if model_part.get("weights") or own else False
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -93,9 +93,10 @@ def _file(options: Options, path: Path) -> int:
 
 def _of_rounded(description: dict[str, Any], values: str) -> dict[str, Any]:
     """Return what a file says of itself; numbers that were measured before its weights are rounded say so."""
-    if values == "fp32" or "measured" not in description:
+    measured = description.get("measured")
+    if values == "fp32" or not isinstance(measured, dict):
         return description
-    return description | {"measured": {**description["measured"], "before": f"weights were rounded to {values}"}}
+    return description | {"measured": {**measured, "before": f"weights were rounded to {values}"}}
 
 
 def _shrunk(target: Target) -> Target:

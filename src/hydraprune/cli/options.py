@@ -79,6 +79,12 @@ class TargetOptions:
         return State(folder / f".{kind}-{identity[:16]}.state", identity) if os.access(folder, os.W_OK) else None
 
 
+def check_seed(seed: int) -> None:
+    """Raise `UserError` for a seed that no generator takes."""
+    if seed < 0:
+        raise UserError(f"the seed must be at least 0, got {seed}")
+
+
 def parse(kind: type[O], program: str, words: Sequence[str]) -> O:
     """Parse command-line words into `kind`, a frozen dataclass; `UserError` in one line for a mistake."""
     words = list(words)

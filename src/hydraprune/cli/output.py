@@ -1,7 +1,11 @@
-"""What goes to stdout: results, and nothing else."""
+"""What goes to stdout: results, and nothing else. And whether the files asked for can be written, before the work."""
 
 import importlib
 import sys
+from pathlib import Path
+
+from hydraprune.errors import UserError
+from hydraprune.io import make_folder
 
 
 def say(text: str) -> None:
@@ -17,6 +21,18 @@ def show(lines: dict[str, str]) -> None:
     for line in lines.items():
         table.add_row(*line)
     console.Console(file=sys.stdout).print(table)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Make the folders of files that are written at the end; `UserError` where one cannot be, or is a folder itself.
+
+    An hour of work must not end at a file that cannot be written.
+    """
+    for path in paths:
+        if path is not None:
+            if path.is_dir():
+                raise UserError(f"cannot write '{path}': it is a folder; name a file")
+            make_folder(path.parent)
 
 
 def percent(share: float) -> str:

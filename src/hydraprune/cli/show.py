@@ -99,20 +99,47 @@ def _stage_record(stage: StagePaths) -> dict[str, Any]:
         "validation_robust": None,
     }
     if stage.outcome.exists():
-        outcome = read_json(stage.outcome)
-        record |= {key: outcome.get(key) for key in ("epochs", "seconds")}
-    if told := read_log(stage):
-        last = told[-1]
-        record |= {key: last.get(key) for key in ("epoch", "step", "steps", "loss")}
-        record["seconds"] = record["seconds"] or last["seconds"]
-        if record["state"] != "finished":
-            record["eta_s"] = last["seconds"] * (last["steps"] - last["step"]) / max(last["step"], 1)
-        validated = [each for each in told if each["event"] == "epoch"][-1:]
+        record |= _numbers(read_json(stage.outcome), ("epochs", "seconds"), stage.outcome)
+    if told := _log(stage):
+        last = _numbers(told[-1], ("epoch", "step", "steps", "loss", "seconds"), stage.log)
+        seconds = last.pop("seconds")
+        record |= last
+        record["seconds"] = record["seconds"] or seconds
+        if record["state"] != "finished" and None not in (seconds, last["step"], last["steps"]):
+            record["eta_s"] = seconds * (last["steps"] - last["step"]) / max(last["step"], 1)
+        validated, source = [each for each in told if each["event"] == "epoch"], stage.log
     else:
-        validated = read_json(stage.history)["epochs"][-1:] if stage.history.exists() else []
-    for each in validated:
-        record |= {key: each[key] for key in ("validation_benign", "validation_robust")}
+        validated, source = _history(stage), stage.history
+    for each in validated[-1:]:
+        record |= _numbers(each, ("validation_benign", "validation_robust"), source)
     return record
+
+
+def _log(stage: StagePaths) -> list[dict[str, Any]]:
+    try:
+        return read_log(stage)
+    except OSError as error:
+        raise UserError(f"cannot read '{stage.log}': {error.strerror or error}") from None
+
+
+def _history(stage: StagePaths) -> list[Any]:
+    """Return the epochs of a stage, none where it has no history."""
+    history = read_json(stage.history) if stage.history.exists() else {"epochs": []}
+    if not (isinstance(history, dict) and isinstance(history.get("epochs"), list)):
+        raise UserError(f"'{stage.history}' is not the history of a stage: it holds no list of epochs")
+    epochs: list[Any] = history["epochs"]
+    return epochs
+
+
+def _numbers(record: Any, keys: Sequence[str], source: Path) -> dict[str, Any]:
+    """Return some values of a record, each a number or None; `UserError` names the file where one is not."""
+    if not isinstance(record, dict):
+        raise UserError(f"'{source}' holds '{record}' where a record of a stage belongs; delete the stage's folder")
+    found = {key: record.get(key) for key in keys}
+    for key, value in found.items():
+        if value is not None and not isinstance(value, int | float):
+            raise UserError(f"'{source}' says that {key} is '{value}', not a number; delete the stage's folder")
+    return found
 
 
 def _state(stage: StagePaths) -> str:

@@ -13,6 +13,8 @@ from torch import nn
 from hydraprune.engine.group import Replicated
 from hydraprune.errors import UserError
 
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -51,8 +53,10 @@ class Hardware:
         """Set the thread count and return Fabric on one device, launched; under torchrun, on one in each process.
 
         Raises:
-            UserError: the accelerator is not there.
+            UserError: the accelerator is not there, or a number of threads that cannot be.
         """
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise UserError(f"threads must be 0 (for every core) to {_MOST_THREADS}, got {self.threads}")
         torch.set_num_threads(self.threads or default_threads())
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts

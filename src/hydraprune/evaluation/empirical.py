@@ -101,7 +101,7 @@ def identity(
     seed: int,
     keep: int | None,
 ) -> str:
-    """Return the SHA-256 of all that determines the outcome of `evaluate`: weights, images, attack, batches, seed."""
+    """Return the SHA-256 of all that determines the outcome of `evaluate`: network, images, attack, batches, seed."""
     return identity_of(model, split, [protocol.describe(), batch_size, seed, keep])
 
 

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from hydraprune import io
 from hydraprune.data import LabelledImages
 from hydraprune.errors import UserError
+from hydraprune.evaluation.fingerprint import fingerprint
 
 T = TypeVar("T")
 
 _FORMAT = "3"
+_MOST_HEADER = 100_000_000
+"""Bytes; safetensors reads no longer one."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +75,18 @@ class State:
         """Return what `read` makes of the file; None where there is none.
 
         Raises:
-            UserError: the file is damaged, or is that of another evaluation.
+            UserError: the file is damaged, is that of another evaluation, or none of ours.
         """
         if not self.path.exists():
             return None
+        if not _is_ours(self.path):
+            # Whatever it is, nobody should be told to delete it.
+            raise UserError(f"'{self.path}' is not a usable evaluation state, but something else; name another file")
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            if "numbers" in metadata and (metadata.get("format"), metadata.get("identity")) != (
-                _FORMAT,
-                self.identity,
-            ):
+            if (metadata.get("format"), metadata.get("identity")) != (_FORMAT, self.identity):
                 raise UserError(
                     f"'{self.path}' belongs to another evaluation (network, images, attack or method, radius, seed "
                     "or batch size differ); name another file, or delete it to start anew"
@@ -101,12 +104,23 @@ class State:
 
 
 def identity_of(model: nn.Module, split: LabelledImages, settings: object) -> str:
-    """Return the SHA-256 of weights, images, labels and `settings`, JSON values."""
+    """Return the SHA-256 of what a network computes, its weights, images, labels and `settings`, JSON values."""
     digest = hashlib.sha256(io.canonical_json(settings).encode())
+    digest.update(fingerprint(model).encode())
     _add(digest, model.state_dict())
     for part in split.contents():
         digest.update(part)
     return digest.hexdigest()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file, sound or damaged, has the header of an evaluation's state."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), _MOST_HEADER))
+    except OSError:
+        return False
+    return all(f'"{key}"'.encode() in header for key in ("__metadata__", "format", "identity", "numbers", "sha256"))
 
 
 def _hash(tensors: Mapping[str, Tensor], numbers: str) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from hydraprune.pipeline.project import check_network
 from hydraprune.pipeline.results import stage_folders
 from hydraprune.pipeline.stage_folder import read_outcome
 from hydraprune.runtime import zoo
+
+_MAKE_ANEW = "delete the stage's folder and run the command that made it again"
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,19 @@ class Target:
         """Return the norm and radius that are meant, where not given those that the network was trained for.
 
         Raises:
-            UserError: no radius is given, and none is known.
+            UserError: no radius is given, and none is known, or the one known is of another norm.
         """
-        if eps is None and not self.eps > 0:
+        trained: NormName = "l2" if self.norm == "l2" else "linf"
+        if eps is not None:
+            return norm or trained, eps
+        if not self.eps > 0:
             raise UserError(f"'{self.name}' does not say which radius it was trained for; give --eps, such as 8/255")
-        return norm or ("l2" if self.norm == "l2" else "linf"), self.eps if eps is None else eps
+        if norm not in (None, trained):
+            raise UserError(
+                f"'{self.name}' was trained for {trained} and the radius {self.eps}, which means nothing in {norm}; "
+                f"give --eps for {norm}"
+            )
+        return trained, self.eps
 
 
 def open_target(
@@ -126,21 +137,39 @@ def _artefact(name: str, path: Path, factory: str | None, data: str | None, root
 def _stage(paths: StagePaths, factory: str | None, data: str | None, root: Path | None) -> Target:
     if not paths.outcome.exists():
         raise UserError(f"stage '{paths.folder}' is not finished; run the command that started it again")
-    outcome = io.read_json(paths.outcome)
+    outcome = read_outcome(paths)
     if "network" not in outcome:
         raise UserError(f"stage '{paths.folder}' holds no network; give a pretrain, prune or finetune stage")
-    network = dict(outcome["network"])
-    written = network.pop("architecture")
-    architecture = Architecture(written["name"], written["num_classes"], tuple(written["in_shape"]))
+    architecture, network = _written_network(outcome["network"], paths)
     model = _build(architecture, factory)
     if model is None:
         raise UserError(
             f"'{paths.folder}' needs the network '{architecture.name}': give --model package.module:factory"
         )
-    masks = sparsity.restore(model, load_file(paths.model))
+    masks = sparsity.restore(model, _tensors(paths))
     baked = sparsity.bake(model).eval()
     plain = {} if masks is None else {name: mask.clone() for name, mask in masks.as_dict().items()}
     return _described(paths.folder.name, baked, plain, architecture, network, data, root)
+
+
+def _written_network(written: Any, paths: StagePaths) -> tuple[Architecture, dict[str, Any]]:
+    """Return what builds the network of a stage, and what else its outcome says of it."""
+    match written:
+        case {
+            "architecture": {"name": str(name), "num_classes": int(classes), "in_shape": [int(c), int(h), int(w)]},
+        } if min(classes, c, h, w) > 0:
+            said = {key: value for key, value in written.items() if key != "architecture"}
+            return Architecture(name, classes, (c, h, w)), said
+    raise UserError(f"'{paths.outcome}' does not say which network the stage made; {_MAKE_ANEW}")
+
+
+def _tensors(paths: StagePaths) -> dict[str, Tensor]:
+    try:
+        return load_file(paths.model)
+    except FileNotFoundError:
+        raise UserError(f"no such file: '{paths.model}'; {_MAKE_ANEW}") from None
+    except (SafetensorError, OSError):
+        raise UserError(f"'{paths.model}' is damaged; {_MAKE_ANEW}") from None
 
 
 def _described(
@@ -152,26 +181,25 @@ def _described(
     data: str | None,
     root: Path | None,
 ) -> Target:
+    threat = description.get("threat", {})
+    if not isinstance(threat, dict):
+        raise UserError(f"'{name}' says of its threat model '{threat}', which is no norm and radius; write it anew")
+    try:
+        eps = Eps(threat.get("eps", "0"))
+    except UserError as error:
+        raise UserError(f"'{name}' says of its threat model: {error}; write it anew") from None
+
     def load() -> Dataset:
         chosen = data or description.get("data")
-        known = chosen in datasets.DATASETS or chosen in datasets.IMAGE_FOLDERS
+        known = isinstance(chosen, str) and (chosen in datasets.DATASETS or chosen in datasets.IMAGE_FOLDERS)
         if not isinstance(chosen, str) or (data is None and not known):
             raise UserError(
                 f"'{name}' was trained on data that hydraprune does not know ('{chosen}'); give --data NAME"
             )
         return datasets.load(chosen, root, architecture.in_shape[1] if chosen in datasets.IMAGE_FOLDERS else None)
 
-    threat = description.get("threat", {})
-    return Target(
-        name,
-        model,
-        masks,
-        architecture,
-        load,
-        threat.get("norm", "linf"),
-        Eps(threat.get("eps", "0")),
-        description,
-    )
+    norm = str(threat.get("norm", "linf"))
+    return Target(name, model, masks, architecture, load, norm, eps, description)
 
 
 def _build(architecture: Architecture, factory: str | None) -> nn.Module | None:
@@ -191,10 +219,26 @@ def only_artefact(folder: Path) -> Path:
     outcomes = [read_outcome(stage) for stage in imported if stage.outcome.exists()]
     if not paths.results.exists() and not outcomes:
         raise UserError(f"'{folder}' is not a run folder: it has no {paths.results.name}")
-    rows = io.read_json(paths.results)["rows"] if paths.results.exists() else []
-    names = [row["artefact"] for row in rows if row["criterion"] is not None]
-    names += [outcome["artefact"] for outcome in outcomes]
+    names = _pruned_artefacts(paths) if paths.results.exists() else []
+    names += [str(outcome["artefact"]) for outcome in outcomes if "artefact" in outcome]
     if len(names) == 1:
-        return folder / str(names[0])
+        return folder / names[0]
     listed = ", ".join(str(folder / name) for name in names) or "none"
     raise UserError(f"'{folder}' has {len(names)} compact networks; give one of them: {listed}")
+
+
+def _pruned_artefacts(paths: RunPaths) -> list[str]:
+    """Return the files of the pruned networks that a run's results name."""
+    results = io.read_json(paths.results)
+    rows = results.get("rows") if isinstance(results, dict) else None
+    names: list[str] = []
+    for row in rows if isinstance(rows, list) else [None]:
+        match row:
+            case {"artefact": str(name), "criterion": criterion}:
+                names += [name] if criterion is not None else []
+            case _:
+                raise UserError(
+                    f"'{paths.results}' is not the results of a run, rows that name an artefact and a criterion; "
+                    "run the command that made it again"
+                )
+    return names

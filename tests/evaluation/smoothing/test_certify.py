@@ -197,6 +197,18 @@ def test_what_cannot_work_is_refused_before_anything_runs(values, answer):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("n", [50, 100, 101, 200, 399, 1000, 5000])
+@pytest.mark.parametrize("radius", ["0.3", "0.4", "0.5", "0.75", "0.9"])
+def test_the_samples_that_an_adaptive_refusal_proposes_are_accepted(n, radius):
+    asked = {"n0": 10, "radii": parse_radii(radius), "adaptive": True}
+    try:
+        Certification(n=n, **asked)
+    except UserError as refused:
+        proposed = int(str(refused).rpartition(" ")[2])
+        assert proposed > n
+        Certification(n=proposed, **asked)
+
+
 def test_the_fewest_samples_in_the_refusal_are_enough():
     Certification(n=5114, radii=parse_radii("0.75"))
     with pytest.raises(UserError, match="n must be at least"):

@@ -137,9 +137,42 @@ def test_a_log_of_something_else_is_never_continued(tmp_path):
     ):
         with pytest.raises(UserError, match=answer):
             smoothing.certify(network, split, certification, log=path, **options)
-    with pytest.raises(UserError, match="another"):
+    with pytest.raises(UserError, match=r"another kind \(certify, now predict\), .*n0 \(100, now none\)"):
         smoothing.predict(model, split, Prediction(n=100), log=path)
     assert path.read_bytes() == before
+
+
+def test_a_finished_log_is_no_certificate_of_a_network_that_computes_something_else(tmp_path):
+    _, split = task()
+    path = tmp_path / "a.tsv"
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2)]
+    smoothing.certify(nn.Sequential(*layers).eval(), split, Certification(n=100), log=path)
+    before = path.read_bytes()
+    layers[2] = nn.Tanh()
+    with pytest.raises(UserError, match=r"another network \(\w+, now \w+\); name another file"):
+        smoothing.certify(nn.Sequential(*layers).eval(), split, Certification(n=100), log=path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["garbage", "[]", '{"idx": 0}', '{"idx": [], "samples": 5}', "[" * 100_000])
+def test_a_damaged_list_of_samples_is_one_line_and_stays_as_it_is(tmp_path, line):
+    model, split = task()
+    path, side = tmp_path / "a.tsv", tmp_path / "a.tsv.run"
+    smoothing.certify(model, split, Certification(n=100), log=path, indices=[0, 1])
+    side.write_text(side.read_text() + line + "\n")
+    before = path.read_bytes(), side.read_bytes()
+    with pytest.raises(UserError, match=r"a\.tsv\.run', line 4: .* name another file") as refused:
+        smoothing.certify(model, split, Certification(n=100), log=path, indices=[0, 1])
+    assert len(str(refused.value)) < 500
+    assert (path.read_bytes(), side.read_bytes()) == before
+
+
+def test_a_folder_in_the_place_of_the_list_of_samples_is_one_line(tmp_path):
+    model, split = task()
+    (tmp_path / "a.tsv.run").mkdir()
+    with pytest.raises(UserError, match=r"cannot read '.*a\.tsv\.run': Is a directory"):
+        smoothing.certify(model, split, Certification(n=100), log=tmp_path / "a.tsv")
 
 
 def test_a_table_that_is_not_ours_is_never_written_to(tmp_path):

@@ -36,6 +36,13 @@ def test_each_step_has_the_probability_of_a_rounded_gaussian(sigma):
     assert noise.distance < 1e-16
 
 
+@pytest.mark.parametrize("sigma", [1e-5, 0.0002, 0.0004, 0.00042, 0.0006, 0.001, 0.002, 0.004, 0.02, 0.25, 10.0])
+def test_the_tail_that_is_never_drawn_is_no_more_than_the_distance_says(sigma):
+    noise = GridNoise(sigma)
+    missing = 2 * norm.sf((2 * noise.largest + 1) / (510 * sigma))
+    assert missing <= 2.0**-64 <= noise.distance
+
+
 def test_what_is_drawn_follows_the_probabilities_also_where_16_bits_do_not_decide():
     sigma = 0.02  # few steps, so that a test of fit has power
     noise = GridNoise(sigma)

@@ -41,15 +41,16 @@ def largest_radius(n: int, alpha: float, sigma: float) -> float:
     return radius_of(lower_bound(n, n, alpha), sigma)
 
 
-def samples_needed(radius: float, alpha: float, sigma: float) -> int:
+def samples_needed(radius: float, alpha: float, sigma: float, adaptive: bool = False) -> int:
     """Return the fewest samples that can certify `radius`, every one of them a hit: ⌈ln α / ln Φ(r/σ)⌉ or so.
 
-    More than 10¹² are reported as 10¹².
+    Where sampling is adaptive, so many that they also pay for their looks: enough, not always the fewest. More than
+    10¹² are reported as 10¹².
     """
     # log Φ(z) = log(1 − Φ(−z)): direct, it would be 0 from z = 8.3 on.
     share = -math.log1p(-float(ndtr(-(radius + 1e-5 * sigma) / sigma)))
     n = 10**12 if share <= -math.log(alpha) / 1e12 else math.ceil(-math.log(alpha) / share)
-    while n < 10**12 and largest_radius(n, alpha, sigma) < radius:
+    while n < 10**12 and largest_radius(n, last_level(alpha, n, adaptive), sigma) < radius:
         n += max(1, n // 1000)
     return n
 
@@ -69,6 +70,11 @@ def spending(alpha: float, count: int) -> tuple[float, ...]:
     them sampling stops at.
     """
     return (alpha,) if count == 1 else (*(alpha / 2 / (count - 1),) * (count - 1), alpha / 2)
+
+
+def last_level(alpha: float, n: int, adaptive: bool) -> float:
+    """Return what the look at all `n` samples may spend of `alpha`: all of it, where it is the only one."""
+    return spending(alpha, len(looks(n)))[-1] if adaptive else alpha
 
 
 class Sequential:

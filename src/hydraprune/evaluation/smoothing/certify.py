@@ -12,6 +12,7 @@ from torch import nn
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import LabelledImages
 from hydraprune.errors import UserError
+from hydraprune.evaluation.fingerprint import fingerprint
 from hydraprune.evaluation.smoothing.bounds import ABSTAIN, Sequential, lower_bound, radius_of
 from hydraprune.evaluation.smoothing.log import CERTIFY_COLUMNS, PREDICT_COLUMNS, Log, Row
 from hydraprune.evaluation.smoothing.noise import GridNoise
@@ -64,7 +65,7 @@ def certify(
     noise = GridNoise(certification.sigma, compute.device)
     alpha = certification.level(noise, torch.Size(split.in_shape).numel())
     rule = _Certify(certification, alpha)
-    facts = certification.describe() | dict(identity or {})
+    facts = {"kind": "certify", **certification.describe(), **(identity or {})}
     return _run(model, split, certification, rule, noise, indices, compute, log, facts, progress, title, check)
 
 
@@ -89,7 +90,7 @@ def predict(
     noise = GridNoise(prediction.sigma, compute.device)
     alpha = prediction.level(noise, torch.Size(split.in_shape).numel())
     rule = _Predict(prediction, alpha)
-    facts = prediction.describe() | dict(identity or {})
+    facts = {"kind": "predict", **prediction.describe(), **(identity or {})}
     return _run(model, split, prediction, rule, noise, indices, compute, log, facts, progress, title, check)
 
 
@@ -191,7 +192,7 @@ def _run(
 
 
 def _origin(model: Classifier, split: LabelledImages, indices: list[int], compute: Compute) -> dict[str, Any]:
-    """Return what else determines a log's rows: the images, the weights, where the noise and the logits are made."""
+    """Return what else determines a log's rows: images, network, weights, where the noise and the logits are made."""
     where = "cpu" if compute.device.type == "cpu" else torch.cuda.get_device_name(compute.device)
     facts: dict[str, Any] = {
         "images": _digest(part for part in split.take(indices).contents()),
@@ -199,6 +200,7 @@ def _origin(model: Classifier, split: LabelledImages, indices: list[int], comput
         "precision": "bf16" if compute.bf16 else "fp32",
     }
     if isinstance(model, nn.Module):
+        facts["network"] = fingerprint(model)[:16]
         tensors = model.state_dict().items()
         facts["weights"] = _digest(
             part

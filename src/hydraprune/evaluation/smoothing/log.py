@@ -67,7 +67,7 @@ class Log:
         identity: all that determines the rows, as JSON values.
 
     Raises:
-        UserError: the file is there and belongs to something else, or cannot be written.
+        UserError: the file is there and belongs to something else, is damaged, or cannot be written.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], identity: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Log:
             raise UserError(
                 f"'{path}' belongs to a run with another {_difference(written[0], head)}; name another file"
             )
-        samples = {line["idx"]: line["samples"] for line in map(json.loads, written[1:])}
+        samples = _samples(self._side, written)
         write_text(self._side, "".join(f"{line}\n" for line in written))
         lines = _whole_lines(path) or ["\t".join(columns)]
         write_text(path, "".join(f"{line}\n" for line in lines))
@@ -136,18 +136,38 @@ def _with_samples(row: Row, samples: Mapping[int, int]) -> Row:
     return Row(row.index, row.label, row.predict, row.radius, samples=samples.get(row.index, 0))
 
 
+def _samples(path: Path, lines: Sequence[str]) -> dict[int, int]:
+    """Return by index what each image took, from what stands below the first line."""
+    samples: dict[int, int] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            match json.loads(line):
+                case {"idx": int(index), "samples": int(count)}:
+                    samples[index] = count
+                    continue
+        except (ValueError, RecursionError):
+            pass
+        raise UserError(f"'{path}', line {number}: '{line[:80]}' is not the samples of an image; name another file")
+    return samples
+
+
 def _difference(before: str, now: str) -> str:
+    """Return each thing that differs as `sigma (0.25, now 0.5)`; none is what one of the two does not say."""
     try:
         old, new = json.loads(before), json.loads(now)
-        return ", ".join(f"{key} ({old.get(key)}, now {new.get(key)})" for key in new if old.get(key) != new[key])
-    except (ValueError, AttributeError):
+        different = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+        return ", ".join(f"{key} ({old.get(key, 'none')}, now {new.get(key, 'none')})" for key in different)
+    except (ValueError, AttributeError, TypeError):
         return "origin"
 
 
 def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
     return text[: text.rfind("\n") + 1].splitlines()
 
 

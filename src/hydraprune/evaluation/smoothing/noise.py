@@ -128,7 +128,8 @@ class _Bits:
 @lru_cache(maxsize=16)
 def _thresholds(sigma: float) -> tuple[int, ...]:
     step = 1 / (2 * LEVELS * Fraction(sigma))
-    upper = [cdf_64((2 * i + 1) * step) for i in range(int(_TAIL * sigma * LEVELS))]
+    # Every i with (2i + 1) · step ≤ _TAIL: one less would leave out more of the tail than `distance` says.
+    upper = [cdf_64((2 * i + 1) * step) for i in range(math.floor(_TAIL * sigma * LEVELS + 0.5))]
     # Where Φ is 1 to 64 bits there is no number left for what lies beyond.
     upper = [value for value in upper if value < 2**64]
     lower = [2**64 - value for value in reversed(upper)]

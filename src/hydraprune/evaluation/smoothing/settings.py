@@ -6,7 +6,7 @@ from typing import Any
 
 from hydraprune.attacks import Eps
 from hydraprune.errors import UserError
-from hydraprune.evaluation.smoothing.bounds import largest_radius, looks, samples_needed, spending
+from hydraprune.evaluation.smoothing.bounds import largest_radius, last_level, samples_needed
 from hydraprune.evaluation.smoothing.noise import GridNoise, check_sigma
 
 VRA_S_RADIUS = Eps("110/255")
@@ -89,14 +89,13 @@ class Certification(Prediction):
             raise UserError(
                 f"n0 chooses the class and n certifies it: n0 must be at most n, got {self.n0} > {self.n}"
             )
-        level = spending(self.alpha, len(looks(self.n)))[-1] if self.adaptive else self.alpha
-        reached = largest_radius(self.n, level, self.sigma)
+        reached = largest_radius(self.n, last_level(self.alpha, self.n, self.adaptive), self.sigma)
         if reached < 0:
-            needed = samples_needed(0.0, level, self.sigma)
+            needed = samples_needed(0.0, self.alpha, self.sigma, self.adaptive)
             raise UserError(f"{self.n} samples certify nothing at alpha {self.alpha:g}; n must be at least {needed}")
         if self.radii and max(self.radii) > reached:
             radius = max(self.radii)
-            needed = samples_needed(radius, level, self.sigma)
+            needed = samples_needed(radius, self.alpha, self.sigma, self.adaptive)
             cure = f"n must be at least {needed}" if needed < 10**9 else "a larger sigma is needed"
             raise UserError(
                 f"radius {radius.text} cannot be certified: {self.n} samples at sigma {self.sigma:g} and alpha "
@@ -110,8 +109,7 @@ class Certification(Prediction):
 
 def usual_radii(sigma: float, n: int, alpha: float, *, adaptive: bool = False) -> tuple[Eps, ...]:
     """Return those of 0, 1/4, 1/2 … 2 and HYDRA's 110/255 that `n` samples can certify."""
-    level = spending(alpha, len(looks(n)))[-1] if adaptive else alpha
-    reached = largest_radius(n, level, sigma)
+    reached = largest_radius(n, last_level(alpha, n, adaptive), sigma)
     quarters = [Eps(f"{quarter / 4:g}") for quarter in range(9)]
     return tuple(radius for radius in (*quarters, VRA_S_RADIUS) if radius <= max(reached, 0.0))
 
