@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from hydraprune.bounds.averages import Average
 from hydraprune.bounds.modules import adaptive_average, average_window, leaky, max_window
 from hydraprune.bounds.nonlinear import LeakyReLU
-from hydraprune.bounds.operations import Average, Concat, Diagonal, Operation, Reshape, Sum
+from hydraprune.bounds.operations import Concat, Diagonal, Operation, Reshape, Sum
 from hydraprune.bounds.site import Site, unsupported
 
 Found = tuple[list[fx.Node], Operation]

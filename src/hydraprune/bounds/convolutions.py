@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hydraprune.bounds.operations import Shape, Weighted
+from hydraprune.bounds.operations import Shape
+from hydraprune.bounds.weighted import Weighted
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from hydraprune.bounds.averages import Average
 from hydraprune.bounds.convolutions import Convolution, TransposedConvolution, Window
 from hydraprune.bounds.nonlinear import LeakyReLU, MaxPool
-from hydraprune.bounds.operations import Average, Dense, Diagonal, Operation, Reshape
+from hydraprune.bounds.operations import Diagonal, Operation, Reshape
 from hydraprune.bounds.site import Site, unsupported
+from hydraprune.bounds.weighted import Dense
 
 
 def _conv(node: fx.Node, parent: fx.Node, module: Any, site: Site) -> Operation:

@@ -13,9 +13,10 @@ from hydraprune.bounds.backward import Relaxed, linear_bounds
 from hydraprune.bounds.fusion import count_roundings
 from hydraprune.bounds.interval import Ball, Bounds, Interval
 from hydraprune.bounds.nonlinear import Lines, Nonlinear, Relaxation, dot
-from hydraprune.bounds.operations import Dense, Linear, Operation
+from hydraprune.bounds.operations import Linear, Operation
 from hydraprune.bounds.region import Region
 from hydraprune.bounds.rounding import COEFFICIENT, Rounding, gamma
+from hydraprune.bounds.weighted import Dense
 from hydraprune.bounds.windows import Windows, levels_below
 
 Intermediates = Literal["ibp", "crown", "fast-lin"]

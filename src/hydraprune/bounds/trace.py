@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hydraprune.bounds.operations import Diagonal, Input, Operation, Shape, Weighted
+from hydraprune.bounds.operations import Diagonal, Input, Operation, Shape
 from hydraprune.bounds.runs import Run, refuse_changes
 from hydraprune.bounds.site import Site, Statistics
 from hydraprune.bounds.tracer import Tracer, leaf_kind
 from hydraprune.bounds.translate import translate
+from hydraprune.bounds.weighted import Weighted
 from hydraprune.errors import UserError
 from hydraprune.modes import eval_mode
 
