@@ -105,7 +105,7 @@ MISTAKES = {
     "too many images": (["--eps", "0.1", "--n", "1000"], "asked for 1000 test images"),
     "unknown attack": (["--eps", "0.1", "--attack", "magic"], "magic"),
     "batch size": (["--eps", "0.1", "--batch-size", "0"], "at least 1, got 0"),
-    "seed": (["--eps", "0.1", "--seed", "-1"], "the seed must be at least 0, got -1"),
+    "seed": (["--eps", "0.1", "--seed", "-1"], "the seed must be at least 0 and at most 9223372036854775807, got -1"),
     "verdicts into a folder": (["--eps", "0.1", "--per-image", "."], "cannot write '.': it is a folder; name a file"),
     "unknown method": (
         ["--method", "magic"],

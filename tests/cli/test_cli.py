@@ -12,6 +12,7 @@ import torch
 from hydraprune import pipeline, runtime
 from hydraprune.cli import main
 from hydraprune.cli.main import COMMANDS
+from hydraprune.engine import Logging, StageLog
 from hydraprune.paths import StagePaths
 from hydraprune.version import __version__
 
@@ -169,8 +170,37 @@ def test_status_says_where_a_stage_stands_how_long_it_will_take_and_who_holds_it
     assert "0:00:10" in capsys.readouterr().out
 
 
-def recipe(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "recipe.yaml"
+def strictly(text: str):
+    """Read JSON as the standard has it: no NaN, no Infinity."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"'{word}' is not JSON"))
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_log_and_in_status(tmp_path, capsys):
+    stage = StagePaths(tmp_path / "stages" / "pretrain-0")
+    stage.folder.mkdir(parents=True)
+    log = StageLog(stage, Logging(every_steps=1), 4)
+    log.step(1, 0, 0.1, 2.0, torch.tensor(float("nan")))
+    log.epoch({"epoch": 0, "step": 2, "loss": float("inf"), "seconds": 4.0})
+    log.close()
+    assert [strictly(line)["loss"] for line in stage.log.read_text().splitlines()] == [None, None]
+    with stage.log.open("a") as file:
+        file.write(json.dumps({"event": "step", "epoch": 1, "step": 3, "steps": 4, "loss": float("nan")}) + "\n")
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    told = strictly(capsys.readouterr().out)["stages"][0]
+    assert (told["step"], told["loss"]) == (3, None)
+    assert main(["status", str(tmp_path)]) == 0
+
+
+def test_status_sees_the_states_of_several_processes(tmp_path, capsys):
+    stage = StagePaths(tmp_path / "stages" / "evaluate-0")
+    stage.folder.mkdir(parents=True)
+    stage.checkpoint_of(0, 2).write_bytes(b"")
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][0]["state"] == "stopped, state saved"
+
+
+def recipe(tmp_path: Path, text: str, name: str = "recipe") -> str:
+    path = tmp_path / f"{name}.yaml"
     path.write_text(text)
     return str(path)
 
@@ -190,6 +220,10 @@ def mistakes(tmp_path: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "truncated data": (["run", "--data.name", "mnist", "--data.root", str(tmp_path)], "ubyte"),
         "missing data": (["run", "--data.name", "cifar10", "--data.root", str(tmp_path)], "'cifar10' not found"),
         "sparsity 1.2": (["prune", "--prune.sparsity", "1.2"], "must be in [0, 1), got 1.2"),
+        "section of the wrong type": (
+            ["run", recipe(tmp_path, "prune: 0.95", "wrong")],
+            "prune: expected keys and values",
+        ),
         "unknown network": (["run", "--model.name", "vgg"], "unknown network 'vgg'"),
         "unknown objective": (["run", "--objective", "tradez"], "did you mean 'trades'?"),
         "unknown option": (["run", "--pretrain.epoch", "3"], "--pretrain.epoch"),

@@ -133,7 +133,8 @@ def test_what_cannot_work_is_refused_before_anything_is_attacked(weights, tmp_pa
         (["--save-adversarial", str(tmp_path)], "it is a folder; name a file"),
         (["--model-card", str(tmp_path)], "it is a folder; name a file"),
         (["--model-card", str(tmp_path / "file" / "card.json")], "cannot write into folder"),
-        (["--seed", "-1"], "the seed must be at least 0, got -1"),
+        (["--seed", "-1"], "the seed must be at least 0 and at most 9223372036854775807, got -1"),
+        (["--seed", str(2**63)], f"at most {2**63 - 1}, got {2**63}"),
         (["--threads", "-1"], "threads must be 0 (for every core) to 1024, got -1"),
     ):
         assert main([*command(weights, "--attack", "pgd1x1", "--n", "5"), *words]) == 2

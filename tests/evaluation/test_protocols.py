@@ -158,6 +158,14 @@ def test_stopped_anywhere_and_resumed_it_counts_the_same(robust_network, digits,
     assert parts.refused == whole.refused
 
 
+def test_a_state_of_before_there_were_seconds_in_it_is_good_for_all_else():
+    saved = Tally(2, refused=3, seconds=4.5).saved()
+    assert Tally.of(saved).seconds == 4.5
+    del saved.numbers["seconds"]
+    old = Tally.of(saved)
+    assert (old.batches, old.refused, old.seconds) == (2, 3, 0.0)
+
+
 def test_a_state_holds_finished_batches_after_a_kill_without_warning(robust_network, digits, tmp_path):
     kept = state(tmp_path / "state", digits, robust_network, PGD_TWICE)
 

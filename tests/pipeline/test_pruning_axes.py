@@ -353,3 +353,15 @@ def test_one_call_says_what_is_wrong_in_one_line(striped):
         hp.prune(Small(), 1.5, data=striped)
     with pytest.raises(UserError, match=r"pixels in \[0, 1\]"):
         hp.prune(Small(), data=(images * 9, labels))
+    for wrong, label in ((3, "0 to 3"), (-100, "-100 to 2")):
+        with pytest.raises(UserError, match=f"labels span {label}, but the network's 3 logits are for labels 0 to 2"):
+            hp.prune(Small(), data=(images, torch.cat([labels[1:], torch.tensor([wrong])])))
+    with pytest.raises(UserError, match="there is no image to learn from"):
+        hp.prune(Small(), data=(images[:0], labels[:0]))
+    with pytest.raises(UserError, match=r"cannot take images of shape \(3, 8, 8\): .*expected input"):
+        hp.prune(Small(), data=(images.expand(-1, 3, -1, -1), labels))
+    with pytest.raises(UserError, match=r"cannot take .*; its weights are float64, give model.float\(\)"):
+        hp.prune(Small().double(), data=striped)
+    for name in ("search", "finetune"):
+        with pytest.raises(UserError, match=f"{name}.select 'best' needs validation images.*; say 'last'"):
+            hp.prune(Small(), data=striped, **{name: Training(epochs=1, select="best")})

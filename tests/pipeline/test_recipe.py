@@ -120,11 +120,118 @@ data: {validation_fraction: 0}
         ("pretrain: {batch_size: 0}", "pretrain.batch_size must be at least 1"),
         ("data: {train_fraction: 0}", "data.train_fraction must be in"),
         ("prune: {train_fraction: 1.5}", r"prune.train_fraction must be in \(0, 1\], got 1.5"),
+        ("seed: 1\nname: a\nseed: 2", "line 3: the key 'seed' comes twice"),
+        ("prune: {sparsity: 0.9, sparsity: 0.5}", "line 1: the key 'sparsity' comes twice"),
+        ("name: 2024-13-45", "is not YAML: month must be in"),
+        (f"seed: {2**63}", f"seed must be at least 0 and at most {2**63 - 1}, got {2**63}"),
+        (
+            f"compare: {{seeds: [0, {2**63}]}}",
+            f"compare.seeds must be at least 0 and at most {2**63 - 1}, got {2**63}",
+        ),
+        ("compare: {seeds: [-1]}", "compare.seeds must be at least 0 and .*, got -1"),
     ],
 )
 def test_a_bad_recipe_is_refused_with_what_came(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         load(Path(write(tmp_path, text)))
+
+
+def test_a_section_that_is_no_mapping_is_refused_and_not_left_out(tmp_path):
+    text = """
+data: null
+model: cnn_small
+objective: {name: trades, attack: 5}
+pretrain: [1]
+prune: {search: 20, sparsity: 0.5}
+finetune: {awp: 0.01, average: 0.99}
+evaluation: 100
+compare: 3
+hardware: cpu
+checkpoint: 60
+log: true
+"""
+    with pytest.raises(RecipeError) as caught:
+        load(Path(write(tmp_path, text)))
+    of_training = "epochs, batch_size, optimiser, schedule, select, awp, average, distillation, accumulate, on_nan"
+    assert "pretrain: expected keys and values (" + of_training + "), got [1]" in caught.value.complaints
+    said = [(line.partition(":")[0], line.rpartition(", got ")[2]) for line in caught.value.complaints]
+    assert said == [
+        ("data", "null"),
+        ("model", "'cnn_small'"),
+        ("objective.attack", "5"),
+        ("pretrain", "[1]"),
+        ("prune.search", "20"),
+        ("finetune.awp", "0.01"),
+        ("finetune.average", "0.99"),
+        ("evaluation", "100"),
+        ("compare", "3"),
+        ("hardware", "'cpu'"),
+        ("checkpoint", "60"),
+        ("log", "True"),
+    ]
+
+
+def test_null_is_refused_where_none_is_no_value(tmp_path):
+    text = """
+name: null
+seed: null
+data: {validation_fraction: null, root: null}
+model: {name: null, weights: null}
+objective: {name: trades, beta: null, attack: {step_size: null, steps: null}}
+pretrain_objective: null
+pretrain: {optimiser: null}
+prune: {sparsity: null, shuffle: null, include: null}
+finetune: {epochs: null, batch_size: null, select: null}
+evaluation: {n: null, certification: {eps: null}}
+compare: {seeds: null}
+hardware: {threads: null}
+checkpoint: {every_s: null}
+"""
+    with pytest.raises(RecipeError) as caught:
+        load(Path(write(tmp_path, text)))
+    assert list(caught.value.complaints) == [
+        "name: expected str, got null",
+        "seed: expected int, got null",
+        "data.validation_fraction: expected float, got null",
+        "model.name: expected str, got null",
+        "objective.beta: expected float, got null",
+        "objective.attack.steps: expected int, got null",
+        "pretrain.optimiser: expected one of sgd, adam, got null",
+        "prune.sparsity: expected float, got null",
+        "prune.shuffle: expected bool, got null",
+        "prune.include: expected tuple[str, ...], got null",
+        "finetune.epochs: expected int, got null",
+        "finetune.batch_size: expected int, got null",
+        "finetune.select: expected Literal['last', 'best'], got null",
+        "compare.seeds: expected tuple[int, ...], got null",
+        "hardware.threads: expected int, got null",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--objective", "trades", "--objective.beta", "null"], "objective.beta: expected float, got null"),
+        (["--prune", '{"sparsity": null}'], "prune.sparsity: expected float, got null"),
+        (["--prune", '{"search": 20}'], r"prune.search: expected keys and values \(epochs, .*\), got 20"),
+    ],
+)
+def test_options_are_no_way_around(options, answer):
+    with pytest.raises(RecipeError, match=answer):
+        from_arguments(options)
+
+
+def test_null_for_a_class_of_the_users_own_is_refused_too(tmp_path, monkeypatch):
+    (tmp_path / "null_criterion.py").write_text(OWN_CRITERION)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RecipeError, match=r"prune\.criterion\.power: expected float, got null"):
+        load(Path(write(tmp_path, "prune: {criterion: {name: null_criterion.Mine, power: null}}")))
+
+
+def test_a_key_merged_in_and_written_again_is_no_key_that_comes_twice(tmp_path):
+    text = "pretrain: &short {epochs: 3, batch_size: 7}\nfinetune: {<<: *short, epochs: 4}"
+    recipe = load(Path(write(tmp_path, text)))
+    assert (recipe.pretrain.epochs, recipe.finetune.epochs, recipe.finetune.batch_size) == (3, 4, 7)
 
 
 def test_a_missing_recipe_is_named():

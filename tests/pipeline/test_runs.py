@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ from hydraprune import data, evaluation, export
 from hydraprune.attacks import PGD, Eps
 from hydraprune.data import Dataset, Split
 from hydraprune.engine import Hardware, Training
-from hydraprune.errors import UserError
+from hydraprune.errors import Interrupted, UserError
+from hydraprune.evaluation import empirical
 from hydraprune.objectives import Benign
-from hydraprune.pipeline import Recipe, compare, descriptions, make_stage, open_target, run, stages
+from hydraprune.pipeline import Recipe, compare, descriptions, make_stage, open_target, provenance, run, stages
 from hydraprune.pipeline.project import open_project
 from hydraprune.sparsity import Criterion, Hydra, LeastWeightMagnitude, Uniform
 
@@ -291,6 +294,100 @@ def test_a_network_that_does_not_fit_the_data_is_refused(quick, tmp_path):
         run(quick, tmp_path, model=Own())
     with pytest.raises(UserError, match=r"expected \(1, 10\) logits"):
         run(quick, tmp_path, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
+
+
+class Odd(nn.Module):
+    """A network whose forward pass ends as it is told."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.head, self.end = nn.Linear(64, 10), end
+
+    def forward(self, images):
+        return self.end(self.head(images.flatten(1)))
+
+
+def refusing(_):
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("end", "answer"),
+    [
+        (refusing, r"cannot take images of shape \(1, 8, 8\): AssertionError$"),
+        (lambda logits: logits.nothing, "cannot take images .* has no attribute 'nothing'$"),
+        (lambda logits: (logits, logits), r"returns a tuple for one image, expected \(1, classes\) logits"),
+        (lambda logits: logits[0], r"returns \(10,\) for one image, expected \(1, classes\) logits"),
+    ],
+    ids=["assertion", "attribute", "tuple", "no batch"],
+)
+def test_a_network_that_fails_in_its_own_way_is_one_line(quick, tmp_path, end, answer):
+    with pytest.raises(UserError, match=answer):
+        open_project(quick, tmp_path, model=Odd(end))
+
+
+def test_a_buffer_of_infinities_is_told_apart_like_any_other(quick, tmp_path):
+    model, keys = Odd(torch.nn.Identity()), []
+    for value in (float("-inf"), float("inf"), float("nan"), 0.0, 0.0):
+        model.register_buffer("limits", torch.full((3,), value))
+        keys.append(descriptions.pretrain_stage(open_project(quick, tmp_path, model=model)).key)
+    assert len(set(keys)) == 4
+    assert keys[3] == keys[4]
+
+
+def test_a_network_is_taken_in_as_a_copy_on_the_cpu(quick, tmp_path, monkeypatch):
+    """Wherever the user's lies; tensors on "meta" stand for those on a GPU, and their copy for what comes of them."""
+    model, built = Own().to("meta"), Own()
+    monkeypatch.setattr(Own, "cpu", lambda self: built)
+    project = open_project(whole(quick), tmp_path, model=model, dataset=own_data())
+    assert {parameter.device.type for parameter in project.build().parameters()} == {"cpu"}
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_the_commit_on_record_is_of_hydraprune_and_not_of_the_repository_that_a_copy_lies_in(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b@c", *arguments], cwd=tmp_path, check=True)
+
+    copied = tmp_path / "provenance.py"
+    copied.write_text("")
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "something else")
+    monkeypatch.setattr(provenance, "__file__", str(copied))
+    assert provenance.commit.__wrapped__() is None
+    git("add", "provenance.py")
+    git("commit", "-q", "-m", "a checkout")
+    assert len(provenance.commit.__wrapped__()) == 40
+
+
+def test_the_seconds_of_an_evaluation_count_those_before_it_was_stopped(quick, tmp_path, monkeypatch):
+    """A clock that goes on by 100 s at each look before the stop, and by 1 s after it."""
+    clock = {"now": 0.0, "tick": 100.0}
+
+    def monotonic():
+        clock["now"] += clock["tick"]
+        return clock["now"]
+
+    make_stage(quick, tmp_path, "finetune")
+    monkeypatch.setattr(empirical, "time", SimpleNamespace(monotonic=monotonic))
+    attack = empirical._attack
+
+    def stopping(*arguments):
+        if clock["tick"] == 100.0 and arguments[5] == 1:
+            raise Interrupted("stop")
+        attack(*arguments)
+
+    monkeypatch.setattr(empirical, "_attack", stopping)
+    with pytest.raises(Interrupted):
+        run(quick, tmp_path)
+    clock["tick"] = 1.0
+    assert run(quick, tmp_path).rows[0]["seconds_evaluate"] >= 100
+
+
+def test_a_comparison_says_how_many_processes_made_it(quick, tmp_path):
+    grid = replace(quick.compare, criteria=("random",))
+    compare(replace(quick, compare=grid), tmp_path)
+    origin = json.loads((tmp_path / "results.json").read_text())["provenance"]
+    assert (origin["jobs"], origin["processes"]) == (1, 1)
 
 
 def test_an_own_network_is_pruned_where_the_patterns_say(quick, tmp_path):

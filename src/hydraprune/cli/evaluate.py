@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +66,6 @@ def command(name: str, words: Sequence[str]) -> int:
     options = parse(Options, f"hydraprune {name}", words)
     check_seed(options.seed)
     check_writable(options.save_adversarial, options.model_card)
-    began = time.monotonic()
     fabric = Hardware(accelerator=options.accelerator, threads=options.threads).fabric()
     target = options.open()
     protocol = protocol_from_name(options.attack, *target.ball(options.norm, options.eps))
@@ -91,7 +89,7 @@ def command(name: str, words: Sequence[str]) -> int:
             title=target.name,
             check=check_stop,
         )
-    result = _result(target, protocol, measured, time.monotonic() - began)
+    result = _result(target, protocol, measured)
     if options.save_adversarial is not None:
         _save_adversarial(options.save_adversarial, measured, result, target.dataset.class_names)
     if options.model_card is not None:
@@ -105,7 +103,7 @@ def command(name: str, words: Sequence[str]) -> int:
     return 0
 
 
-def _result(target: Target, protocol: AttackProtocol, measured: Empirical, seconds: float) -> dict[str, Any]:
+def _result(target: Target, protocol: AttackProtocol, measured: Empirical) -> dict[str, Any]:
     norm, eps = protocol.threat
     benign_interval, robust_interval = measured.intervals(len(target.dataset.test))
     return {
@@ -123,7 +121,7 @@ def _result(target: Target, protocol: AttackProtocol, measured: Empirical, secon
         "protocol": protocol.describe(),
         "refused": measured.refused,
         "warnings": list(measured.warnings),
-        "seconds": round(seconds, 3),
+        "seconds": round(measured.seconds, 3),
     }
 
 

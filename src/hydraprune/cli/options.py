@@ -81,8 +81,8 @@ class TargetOptions:
 
 def check_seed(seed: int) -> None:
     """Raise `UserError` for a seed that no generator takes."""
-    if seed < 0:
-        raise UserError(f"the seed must be at least 0, got {seed}")
+    if not 0 <= seed <= pipeline.LARGEST_SEED:
+        raise UserError(f"the seed must be at least 0 and at most {pipeline.LARGEST_SEED}, got {seed}")
 
 
 def parse(kind: type[O], program: str, words: Sequence[str]) -> O:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -132,13 +133,18 @@ def _history(stage: StagePaths) -> list[Any]:
 
 
 def _numbers(record: Any, keys: Sequence[str], source: Path) -> dict[str, Any]:
-    """Return some values of a record, each a number or None; `UserError` names the file where one is not."""
+    """Return some values of a record, each a finite number or None; `UserError` names the file where one is neither.
+
+    NaN and infinities, which JSON has no words for, are None.
+    """
     if not isinstance(record, dict):
         raise UserError(f"'{source}' holds '{record}' where a record of a stage belongs; delete the stage's folder")
     found = {key: record.get(key) for key in keys}
     for key, value in found.items():
         if value is not None and not isinstance(value, int | float):
             raise UserError(f"'{source}' says that {key} is '{value}', not a number; delete the stage's folder")
+        if isinstance(value, float) and not math.isfinite(value):
+            found[key] = None
     return found
 
 
@@ -148,8 +154,7 @@ def _state(stage: StagePaths) -> str:
         return "finished"
     if _locked(stage):
         return "running"
-    saved = stage.checkpoint.exists() or stage.checkpoint_before.exists()
-    return "stopped, state saved" if saved else "stopped"
+    return "stopped, state saved" if stage.checkpoints() else "stopped"
 
 
 def _locked(stage: StagePaths) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,7 +125,11 @@ def _records(paths: StagePaths) -> Iterator[dict[str, Any]]:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    """Return the record as a line of JSON, which knows no NaN and no infinity: null stands for them."""
+    known = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+    return json.dumps(known, allow_nan=False) + "\n"
 
 
 def _board(paths: StagePaths) -> Any:

@@ -1,5 +1,6 @@
 """Empirical robust accuracy: what survives the attacks we ran, an upper bound on what is truly robust."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -72,25 +73,31 @@ def evaluate(
     came_training = any(module.training for module in model.modules())
     batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
     tally = (None if state is None else state.load(Tally.of)) or Tally()
+    began = time.monotonic() - tally.seconds
+
+    def save() -> None:
+        if state is not None:
+            tally.seconds = time.monotonic() - began
+            state.save(tally.saved())
+
     with eval_mode(model):
         bar = (progress or SilentProgress()).task(title, share.count(len(batches)), tally.batches)
         try:
             with bar as shown:
                 for _ in _rounds(model, batches, protocol, tally, keep, check, shown, share):
                     if state is not None and state.due():
-                        state.save(tally.saved())
+                        save()
             result = _result(_together(tally, share, len(split), batch_size, keep))
             found = sanity_warnings(
                 model, split, protocol, result, sanity, seed=seed, device=device, workers=workers, check=check
             )
         except (Interrupted, KeyboardInterrupt):
-            if state is not None:
-                state.save(tally.saved())
+            save()
             raise
     refused = f"{result.refused} adversarial examples did not pass the check and were not counted"
     mode = "the model came in training mode; it was measured in eval mode"
     warnings = [mode] * (came_training and sanity != "off") + [refused] * bool(result.refused) + found
-    return replace(result, warnings=tuple(warnings))
+    return replace(result, warnings=tuple(warnings), seconds=time.monotonic() - began)
 
 
 def identity(

@@ -39,6 +39,7 @@ class Empirical:
         refused: adversarial examples that did not pass the check (outside the ball or the box, or classified rightly
             when the network saw them again), over all rounds. They are not counted against the network.
         warnings: reasons not to believe the number, one line each.
+        seconds: it took, with those before it was stopped and went on.
     """
 
     benign: Tensor
@@ -46,6 +47,7 @@ class Empirical:
     examples: Adversarial
     refused: int
     warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     @property
     def benign_accuracy(self) -> float:

@@ -49,6 +49,7 @@ class Tally:
         examples: found in them; None before the first batch is finished.
         refused: in them.
         under_way: the next batch, if rounds of it are finished.
+        seconds: it all took, up to the last saving.
     """
 
     batches: int = 0
@@ -57,6 +58,7 @@ class Tally:
     examples: Adversarial | None = None
     refused: int = 0
     under_way: BatchTally | None = None
+    seconds: float = 0.0
 
     def close(self, finished: BatchTally, batch: Batch, keep: int | None) -> None:
         """Take a finished batch in; hold at most `keep` examples in all."""
@@ -76,7 +78,7 @@ class Tally:
         tensors = {"benign": self.benign, "robust": self.robust}
         if self.examples is not None:
             tensors |= {f"examples.{key}": part for key, part in vars(self.examples).items()}
-        numbers: dict[str, Any] = {"batches": self.batches, "refused": self.refused}
+        numbers: dict[str, Any] = {"batches": self.batches, "refused": self.refused, "seconds": self.seconds}
         if self.under_way is not None:
             parts = vars(self.under_way)
             tensors |= {f"batch.{key}": part for key, part in parts.items() if isinstance(part, Tensor)}
@@ -95,4 +97,5 @@ class Tally:
             Adversarial(**examples) if examples else None,
             int(saved.numbers["refused"]),
             BatchTally(**batch) if batch else None,
+            float(saved.numbers.get("seconds", 0.0)),  # older states hold none, and are good for all else
         )

@@ -7,7 +7,16 @@ from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
 from hydraprune.pipeline.labels import split as split_labels
 from hydraprune.pipeline.portable import portable_description
 from hydraprune.pipeline.project import Project, open_project
-from hydraprune.pipeline.recipe import Certification, Comparison, Data, Evaluation, Model, Pruning, Recipe
+from hydraprune.pipeline.recipe import (
+    LARGEST_SEED,
+    Certification,
+    Comparison,
+    Data,
+    Evaluation,
+    Model,
+    Pruning,
+    Recipe,
+)
 from hydraprune.pipeline.recipe_file import (
     as_dict,
     from_arguments,
@@ -23,6 +32,7 @@ from hydraprune.pipeline.target import Target, open_target
 from hydraprune.pipeline.zoo_entry import add_to_zoo
 
 __all__ = [
+    "LARGEST_SEED",
     "Certification",
     "Comparison",
     "Data",

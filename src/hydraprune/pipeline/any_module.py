@@ -18,6 +18,7 @@ from hydraprune.errors import UserError
 from hydraprune.objectives import OBJECTIVES, Objective
 from hydraprune.paths import StagePaths
 from hydraprune.pipeline.probe import objective_probe
+from hydraprune.pipeline.project import count_classes
 from hydraprune.pipeline.recipe import Pruning, Recipe
 from hydraprune.registry import Registry
 from hydraprune.sparsity import (
@@ -72,7 +73,8 @@ def prune(
         pattern: which weights go together, or its name: weights, n-of-m, blocks, channels.
         schedule: how the sparsity rises while pruning, or its name: one-shot, cubic, steps.
         regrowth: whether masks move in fine-tuning, or its name: fixed, rigl.
-        search: how scores are trained. Distillation, here and in `finetune`, is from `model`.
+        search: how scores are trained. Distillation, here and in `finetune`, is from `model`; `select` is "last", as
+            no images are held out to choose by.
         finetune: how the weights that stay are trained; criteria without a search get its epochs too.
         include: name patterns of the weights that are pruned; `exclude`: of those that are not.
         seed: of order, attacks and random scores.
@@ -99,8 +101,12 @@ def prune(
     recipe = Recipe(seed=seed, objective=_chosen(objective, OBJECTIVES), prune=spec, finetune=finetune)
     if complaints := recipe.complaints():
         raise UserError("; ".join(complaints))
-    fabric = hardware.fabric()
+    for key, training in (("search", search), ("finetune", finetune)):
+        if training.select == "best":
+            raise UserError(f"{key}.select 'best' needs validation images, and one call holds none out; say 'last'")
     split = _split(data)
+    _check_fit(model, split)
+    fabric = hardware.fabric()
     pruned = hardware.place(masking.bake(model))
     fabric.to_device(pruned)
     weights = [parameter for parameter in pruned.parameters() if parameter.requires_grad]
@@ -163,6 +169,18 @@ def _chosen_criterion(value: Criterion | str | Callable[[Tensor], Tensor]) -> Cr
     return CRITERIA[value]() if isinstance(value, str) else OwnFunction(value, getattr(value, "__name__", "function"))
 
 
+def _check_fit(model: nn.Module, split: LabelledImages) -> None:
+    """Raise `UserError` unless the network takes the images and has a logit for every label."""
+    if len(split) == 0:
+        raise UserError("there is no image to learn from")
+    classes = count_classes(masking.bake(model).cpu(), split.in_shape)
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if not 0 <= low <= high < classes:
+        raise UserError(
+            f"labels span {low} to {high}, but the network's {classes} logits are for labels 0 to {classes - 1}"
+        )
+
+
 def _split(data: Dataset | LabelledImages | tuple[Tensor, Tensor]) -> LabelledImages:
     if isinstance(data, Dataset):
         return data.train
@@ -170,7 +188,7 @@ def _split(data: Dataset | LabelledImages | tuple[Tensor, Tensor]) -> LabelledIm
         return data
     images, labels = data
     if images.is_floating_point():
-        if not (images.min() >= 0 and images.max() <= 1):
+        if not (images.numel() == 0 or (images.min() >= 0 and images.max() <= 1)):
             raise UserError(
                 "images of floating point must be pixels in [0, 1]; normalise in the network's first layer"
             )

@@ -1,6 +1,7 @@
 """What a recipe's names stand for: the data, the network, the machine, the folder and the screen."""
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,14 +10,15 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from hydraprune import data as datasets
 from hydraprune import export, io, models
 from hydraprune.console import Progress, SilentProgress
 from hydraprune.data import IMAGE_FOLDERS, Dataset, LabelledImages, Split
 from hydraprune.engine import Group
-from hydraprune.errors import UserError
+from hydraprune.errors import HydrapruneError, UserError
+from hydraprune.modes import eval_mode
 from hydraprune.paths import RunPaths
 from hydraprune.pipeline.own_code import network_code
 from hydraprune.pipeline.recipe import Recipe
@@ -124,6 +126,8 @@ def open_project(
         train = datasets.subset(train, spec.train_fraction)
     if len(train) == 0:
         raise UserError(f"data set '{dataset.name}' leaves no image to train on")
+    if model is not None:
+        model = copy.deepcopy(model).cpu()  # wherever it lies: what runs where is the recipe's affair
     build, name = _network(recipe, dataset, model)
     if recipe.model.weights is not None:
         source["model"]["weights"] = io.file_hash(recipe.model.weights)
@@ -194,22 +198,31 @@ def _network(recipe: Recipe, dataset: Dataset, model: nn.Module | None) -> tuple
 
 def check_network(model: nn.Module, dataset: Dataset) -> None:
     """Run one image through; `UserError` unless (1, classes) logits come out."""
-    image = torch.zeros(1, *dataset.in_shape)
-    training = model.training
-    try:
-        with torch.no_grad():
-            logits = model.eval()(image)
-    except RuntimeError as error:
+    classes = count_classes(model, dataset.in_shape)
+    if classes != dataset.num_classes:
         raise UserError(
-            f"the network cannot take images of shape {tuple(image.shape[1:])}: {str(error).splitlines()[0]}"
-        ) from None
-    finally:
-        model.train(training)
-    if tuple(logits.shape) != (1, dataset.num_classes):
-        raise UserError(
-            f"the network returns {tuple(logits.shape)} for one image of '{dataset.name}', "
+            f"the network returns (1, {classes}) for one image of '{dataset.name}', "
             f"expected (1, {dataset.num_classes}) logits"
         )
+
+
+def count_classes(model: nn.Module, in_shape: tuple[int, int, int]) -> int:
+    """Return how many logits the network makes of one image; `UserError` where that is no row of logits."""
+    try:
+        with eval_mode(model), torch.no_grad():
+            logits = model(torch.zeros(1, *in_shape))
+    except HydrapruneError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a forward pass of the user's own may fail in any way
+        # float64 weights are the usual cause that torch's words do not help with.
+        other = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()} - {"float32"}
+        hint = f"; its weights are {', '.join(sorted(other))}, give model.float()" if other else ""
+        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"the network cannot take images of shape {tuple(in_shape)}: {said}{hint}") from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"the network returns {came} for one image, expected (1, classes) logits")
+    return logits.shape[1]
 
 
 def _network_code(build: Callable[[], nn.Module]) -> str:
@@ -220,6 +233,13 @@ def _network_code(build: Callable[[], nn.Module]) -> str:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Return a hash of a module's weights."""
-    state = {name: tensor.cpu().reshape(-1).tolist() for name, tensor in plain_state(model).items()}
+    """Return a hash of a module's weights and buffers, whatever their values."""
+    state = {
+        name: [str(tensor.dtype), list(tensor.shape), hashlib.sha256(_bytes(tensor)).hexdigest()]
+        for name, tensor in plain_state(model).items()
+    }
     return io.content_hash(state)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.cpu().reshape(-1).view(torch.uint8).numpy().data

@@ -38,9 +38,13 @@ def provenance(hardware: Hardware, threads: int) -> dict[str, Any]:
 
 @cache
 def commit() -> str | None:
-    """Return the commit of the checkout that the code runs from (`+` when changed), or None outside of one."""
+    """Return the commit of the checkout that the code runs from (`+` when changed), or None outside of one.
+
+    A copy that was installed inside the checkout of something else is outside: git does not track it.
+    """
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
         head = _git(here, "rev-parse", "HEAD")
         return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):

@@ -28,6 +28,9 @@ from hydraprune.sparsity import (
     Weights,
 )
 
+LARGEST_SEED = 2**63 - 1
+"""What every generator takes, and a little above it, where a seed is counted on from."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -280,7 +283,6 @@ class Recipe:
             ("evaluation.examples", self.evaluation.examples, 0),
             ("hardware.threads", self.hardware.threads, 0),
             ("prune.probe_batches", self.prune.probe_batches, 1),
-            ("seed", self.seed, 0),
             ("log.every_steps", 1 if self.log.every_steps is None else self.log.every_steps, 1),
             ("checkpoint.every_s", self.checkpoint.every_s or 0, 0),
             ("checkpoint.every_steps", 1 if self.checkpoint.every_steps is None else self.checkpoint.every_steps, 1),
@@ -289,6 +291,9 @@ class Recipe:
         ):
             if count < least:
                 yield f"{key} must be at least {least}, got {count}"
+        for key, seed in (("seed", self.seed), *(("compare.seeds", value) for value in self.compare.seeds)):
+            if not 0 <= seed <= LARGEST_SEED:
+                yield f"{key} must be at least 0 and at most {LARGEST_SEED}, got {seed}"
         yield from _axes_complaints(self.prune)
         yield from _compile_complaints(self)
         yield from _certification_complaints(self)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import pydoc
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +138,8 @@ def split_arguments(arguments: Sequence[str], parser: ArgumentParser) -> tuple[R
         arguments[at] = json.dumps(_checked(_read_yaml(Path(source)), source))
     try:
         parsed = parser.parse_args(list(_translate_options(arguments)))
+        if refusals := list(_refusals(parsed.as_dict(), Recipe, "")):
+            raise RecipeError(source, refusals)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
         raise UserError(one_line(error)) from None
@@ -146,14 +149,27 @@ def split_arguments(arguments: Sequence[str], parser: ArgumentParser) -> tuple[R
     return recipe, values
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice; YAML itself keeps the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key '{key.value}' comes twice")
+            seen.add(key.value)
+        return node
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(f"no such recipe: '{path}'") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe '{path}': {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not YAML: {one_line(error)}") from None
     if value is None:
         return {}
@@ -230,12 +246,60 @@ def _translate_fields(value: Mapping[str, Any], kind: type, path: str, complaint
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
         if key in fields:
-            translated[key] = _translate(item, hints[key], inner, complaints)
+            refusal = _refusal(item, hints[key], inner)
+            if refusal is None:
+                translated[key] = _translate(item, hints[key], inner, complaints)
+            else:
+                complaints.append(refusal)
         else:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(fields) or 'none'}"
             complaints.append(f"unknown key '{inner}' ({hint})")
     return translated
+
+
+def _refusal(value: Any, kind: Any, path: str) -> str | None:
+    """Return why a value cannot be of this kind where the parser would take it, or leave it out, without a word."""
+    if value is None:
+        return None if _optional(kind) else f"{path}: expected {_expected(kind)}, got null"
+    if _is_section(kind) and not isinstance(value, (Mapping, kind)):
+        return f"{path}: expected {_expected(kind)}, got {value!r}"
+    return None
+
+
+def _refusals(value: Any, kind: Any, path: str) -> Iterator[str]:
+    """Yield the same of all that the parser made of options, and of classes of the user's own."""
+    refusal = _refusal(value, kind, path)
+    if refusal is not None:
+        yield refusal
+    if refusal is not None or not isinstance(value, Mapping):
+        return
+    kind = _required(kind)
+    if kind in AXES:
+        kind, value = pydoc.locate(value["class_path"]), value.get("init_args", {})
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            if field.name in value:
+                inner = f"{path}.{field.name}" if path else field.name
+                yield from _refusals(value[field.name], hints[field.name], inner)
+
+
+def _optional(kind: Any) -> bool:
+    return kind is Any or type(None) in typing.get_args(kind)
+
+
+def _is_section(kind: Any) -> bool:
+    """Whether a value of this kind is keys and values, and has no name."""
+    return dataclasses.is_dataclass(kind) and kind not in AXES
+
+
+def _expected(kind: Any) -> str:
+    if _is_section(kind):
+        return f"keys and values ({', '.join(field.name for field in dataclasses.fields(kind))})"
+    if kind in AXES:
+        return f"one of {', '.join(AXES[kind])}"
+    return kind.__name__ if isinstance(kind, type) else str(kind).removeprefix("typing.")
 
 
 def _translate_alternative(value: Any, kind: type, path: str, complaints: list[str]) -> Any:

@@ -127,7 +127,8 @@ def compare(
     threads = recipe.hardware.threads or max(1, default_threads() // count)
     recipe = replace(recipe, hardware=replace(recipe.hardware, threads=threads))
     paths = RunPaths(io.make_folder(Path(out)))
-    origin = provenance(recipe.hardware, threads) | {"jobs": count}
+    processes = int(os.environ["WORLD_SIZE"]) if launched() else 1
+    origin = provenance(recipe.hardware, threads) | {"jobs": count, "processes": processes}
     seeds = [replace(recipe, seed=seed) for seed in recipe.compare.seeds]
 
     def call(function: Any, cell: Recipe) -> Call[Any]:

@@ -6,7 +6,6 @@ A stage that is finished returns at once; else it goes on from its checkpoint.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -128,7 +127,6 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
     recipe = project.recipe
 
     def work(paths: StagePaths) -> dict[str, Any]:
-        began = time.monotonic()
         model = load_network(project, network)
         measured = recipe.evaluation
         protocol, size, keep = measured.protocol, measured.batch_size, measured.examples
@@ -167,7 +165,7 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             "refused": result.refused,
             "warnings": list(result.warnings),
             "protocol": protocol.describe(),
-            "seconds": time.monotonic() - began,
+            "seconds": result.seconds,
         }
 
     with memory_advice(f"evaluate {title}", _SMALLER_EVALUATION):
