@@ -1,5 +1,6 @@
-// The C interface. The caller has checked shapes and positions. Every function that can fail returns a negative number:
-// -1 no memory, -2 the network is too large, -3 no more threads.
+// The C interface. The caller has checked shapes and positions; shapes are looked at once more, since kernels that are
+// told wrong ones write where they must not. Every function that can fail returns a negative number:
+// -1 no memory, -2 the network is too large, -3 no more threads, -4 a node does not fit the one that it reads.
 #include <cstring>
 #include <new>
 #include <system_error>
@@ -34,6 +35,21 @@ int guarded(const F& work) {
     } catch (...) {
         return -2;
     }
+}
+
+constexpr int kMisfit = -4;
+
+// Whether node `in` is there and has the shape.
+bool has_shape(Session* session, int in, const Shape& shape) {
+    const Network& network = session->network();
+    return in >= 0 && static_cast<size_t>(in) < network.size() && network[in].shape == shape;
+}
+
+// `count` spans (begin, end), each with at least one of the `side` pixels in it.
+bool inside(const int* spans, int count, int side) {
+    for (int i = 0; i < count; ++i)
+        if (spans[2 * i] < 0 || spans[2 * i] >= spans[2 * i + 1] || spans[2 * i + 1] > side) return false;
+    return count > 0;
 }
 
 int append(Session* session, Node&& node) {
@@ -83,44 +99,50 @@ EXPORT int hp_weighted(Session* session, int in, int c, int h, int w, const int*
     });
 }
 
-EXPORT int hp_affine(Session* session, int in, const float* scale, const float* offset) {
+// What works on every number for itself says the shape c, h, w that its input must have.
+EXPORT int hp_affine(Session* session, int in, const float* scale, const float* offset, int c, int h, int w) {
     return guarded([&] {
+        if (!has_shape(session, in, {c, h, w})) return kMisfit;
         Node node(Kind::affine);
         node.in[0] = in;
-        node.shape = session->network()[in].shape;
+        node.shape = {c, h, w};
         node.scale.assign(scale, scale + node.shape.c);
         node.offset.assign(offset, offset + node.shape.c);
         return append(session, std::move(node));
     });
 }
 
-EXPORT int hp_relu(Session* session, int in) {
+EXPORT int hp_relu(Session* session, int in, int c, int h, int w) {
     return guarded([&] {
+        if (!has_shape(session, in, {c, h, w})) return kMisfit;
         Node node(Kind::relu);
         node.in[0] = in;
-        node.shape = session->network()[in].shape;
+        node.shape = {c, h, w};
         return append(session, std::move(node));
     });
 }
 
-EXPORT int hp_add(Session* session, int one, int other) {
+EXPORT int hp_add(Session* session, int one, int other, int c, int h, int w) {
     return guarded([&] {
+        if (!has_shape(session, one, {c, h, w}) || !has_shape(session, other, {c, h, w})) return kMisfit;
         Node node(Kind::add);
         node.in[0] = one;
         node.in[1] = other;
-        node.shape = session->network()[one].shape;
+        node.shape = {c, h, w};
         return append(session, std::move(node));
     });
 }
 
-// rows: h times (begin, end); columns: w times. The factors multiply the sum of a window.
+// rows: h times (begin, end); columns: w times. The factors multiply the sum of a window. c, in_h, in_w: of the input.
 EXPORT int hp_pool(Session* session, int in, int maximum, int h, int w, const int* rows, const float* row_factors,
-                   const int* columns, const float* column_factors) {
+                   const int* columns, const float* column_factors, int c, int in_h, int in_w) {
     return guarded([&] {
+        if (!has_shape(session, in, {c, in_h, in_w}) || !inside(rows, h, in_h) || !inside(columns, w, in_w))
+            return kMisfit;
         Node node(Kind::pool);
         node.in[0] = in;
         node.maximum = maximum;
-        node.shape = {session->network()[in].shape.c, h, w};
+        node.shape = {c, h, w};
         for (int i = 0; i < h; ++i) node.rows.push_back({rows[2 * i], rows[2 * i + 1], row_factors[i]});
         for (int i = 0; i < w; ++i) node.columns.push_back({columns[2 * i], columns[2 * i + 1], column_factors[i]});
         return append(session, std::move(node));

@@ -57,7 +57,7 @@ struct Kernels {
     void (*relu)(float* x, const float* from, size_t n);
     void (*affine)(float* x, const float* from, size_t n, float scale, float shift, bool relu);
     void (*add)(float* x, const float* from, const float* other, size_t n, bool relu);
-    // 2 x 2 windows, stride 2, of rows `pitch` floats apart
+    // 2 x 2 windows, stride 2, of rows `pitch` floats apart; NaN where one is, as in max_rows
     void (*max_pool)(const float* plane, int pitch, float* out, int out_pitch, int rows, int columns);
     void (*every)(const float* from, float* to, int count, int step);  // to[i] = from[i * step]
     // Every second number of every row: out[row * columns + i] = from[row * from_pitch + 2 * i] where the mask has i, or 0

@@ -31,12 +31,12 @@ inline void store(float* p, Vector v) {
     *reinterpret_cast<typename Unaligned<Vector>::type*>(p) = v;
 }
 template <class Vector>
-inline Vector larger(Vector a, Vector b) {  // b where one is NaN
-    return a > b ? a : b;
+inline Vector larger(Vector a, Vector b) {  // NaN where one is
+    return a != a ? a : a > b ? a : b;
 }
 template <class Vector>
 inline Vector rectified(Vector x) {  // NaN stays NaN
-    return larger(Vector{}, x);
+    return Vector{} > x ? Vector{} : x;
 }
 
 inline vec masked(vec x, uint32_t lanes) {

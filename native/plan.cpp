@@ -66,6 +66,7 @@ size_t bounded(double floats) {
 }
 
 constexpr double kCached = 32 * 1024;  // bytes of the first cache for what a tile reads
+constexpr double kMostStored = 1.25;   // floats of a stored plane for each of the map, where dense weights lie alike
 constexpr double kVisit = 64;          // multiply-adds that are worth another visit of the sums
 
 bool pointwise(const Window& k) { return k == Window{1, 1, 1, 1, 0, 0, 1, 1}; }
@@ -143,7 +144,8 @@ Choice choose(const Node& node, const Shape& in, int lanes, const Kernels& kerne
     return best;
 }
 
-Program::Program(const Network& network, int first, int last, int lanes, const Kernels& kernels, int threads)
+Program::Program(const Network& network, int first, int last, int lanes, const Kernels& kernels, int threads,
+                 size_t room)
     : network_(network),
       first_(first),
       last_(last),
@@ -156,10 +158,19 @@ Program::Program(const Network& network, int first, int last, int lanes, const K
       stored_(network.size()),
       stored_masks_(network.size()),
       plain_buffer_(network.size(), -1),
-      layouts_of_(network.size()) {
+      layouts_of_(network.size()),
+      room_(room) {
     plan_pipelines();
     plan_arena();
     if (arena_floats_ > kMostFloats || scratch_floats_ > kMostFloats) throw std::length_error("too much memory");
+}
+
+// As `bounded`, of all that is packed for the program together.
+size_t Program::taken(double floats) {
+    const size_t count = bounded(floats);
+    if (count > room_) throw std::length_error("too much memory");
+    room_ -= count;
+    return count;
 }
 
 int Program::plain_buffer(int node) {
@@ -282,9 +293,14 @@ void Program::plan_planes(const std::vector<std::vector<int>>& users) {
             stored_[n] = slot_[n];
             continue;
         }
+        // Dense weights lie as the plane does. Where another reader's padding is most of that, they would be mostly zeros.
+        if (dotted && stored_[n].stride > kMostStored * s.h * s.w)
+            for (int u : users[n])
+                if (u >= first_ && u < last_ && network_[u].weighted() && choice_[u].method == Method::dense_each)
+                    choice_[u].method = Method::sparse_each;
         if (lanes_ == 1 && slot_[n].pitch == pitch && slot_[n].stride > 1) {
             auto& masks = stored_masks_[n];
-            masks.assign(divide_up(static_cast<int>(stored_[n].stride), vector), 0);
+            masks.assign(taken(divide_up(static_cast<int>(stored_[n].stride), vector)), 0);
             for (int y = 0; y < s.h; ++y)
                 for (int x = 0; x < s.w; ++x) masks[(y * pitch + x) / vector] |= 1u << (y * pitch + x) % vector;
         }
@@ -413,7 +429,7 @@ int Program::layout_for(int n, const Node& conv) {
     return index;
 }
 
-void Program::plan_copies(Layout& l, int n) const {
+void Program::plan_copies(Layout& l, int n) {
     const Window& k = l.window;
     const Plane& in = slot_[n];
     const int vector = kernels_.lanes;
@@ -439,7 +455,7 @@ void Program::plan_copies(Layout& l, int n) const {
         const int length = copy.rows * l.pitch;
         l.stride += static_cast<size_t>(length) * lanes_;
         const int masked = shifted ? length : l.pitch;
-        copy.masks.assign(divide_up(masked, vector), 0);
+        copy.masks.assign(taken(divide_up(masked, vector)), 0);
         for (int i = 0; i < masked; ++i) {
             const int y = shifted ? i / l.pitch + copy.phase_y - k.ph : 0, x = i % l.pitch * k.sw + copy.column - k.pw;
             if (y >= 0 && y < in.h && x >= 0 && x < in.w) copy.masks[i / vector] |= 1u << i % vector;
@@ -530,13 +546,14 @@ std::vector<std::pair<int, int>> row_classes(const Window& k, int out_h, int in_
 
 // Taps in the order in which they are read: blocks of output channels, of input channels, channels. Where lanes hold
 // images there are no blocks of input channels, and the taps of a channel go by rows of the kernel.
-void Program::pack_sparse(const Node& node, Conv& conv, int block) const {
+void Program::pack_sparse(const Node& node, Conv& conv, int block) {
     const Shape& in = network_[node.in[0]].shape;
     const Window& k = node.window;
     const Layout* layout = conv.layout < 0 ? nullptr : layouts_[conv.layout].get();
     const size_t stride = layout ? layout->stride : stored_[node.in[0]].stride, fan = fan_in(node, in);
     const std::vector<size_t> offsets = layout ? layout->tap_offset : plain_offsets(k, stored_[node.in[0]]);
     const int channels = node.shape.c, parts = lanes_ > 1 ? k.kh : conv.depth;
+    taken(2. * node.weight.size() + 2. * parts * channels);
     std::vector<uint32_t> begin(static_cast<size_t>(parts) * channels), end(begin.size());
     for (int d = 0; d < conv.depth; ++d)
         conv.start.push_back(static_cast<size_t>(divide_up(d * in.c, conv.depth)) * stride);
@@ -563,6 +580,7 @@ void Program::pack_sparse(const Node& node, Conv& conv, int block) const {
         conv.end = std::move(end);
     } else {
         const auto classes = row_classes(k, node.shape.h, in.h, conv.row_class);
+        taken(2. * classes.size() * channels);
         for (const auto& range : classes)
             for (int c = 0; c < channels; ++c) {
                 const bool none = range.first == range.second;
@@ -579,7 +597,7 @@ void Program::narrow_offsets(Conv& conv) const {
     conv.wide = {};
 }
 
-void Program::pack_dense(const Node& node, Conv& conv) const {
+void Program::pack_dense(const Node& node, Conv& conv) {
     const Shape& in = network_[node.in[0]].shape;
     const Window& k = node.window;
     const Layout* layout = conv.layout < 0 ? nullptr : layouts_[conv.layout].get();
@@ -588,13 +606,13 @@ void Program::pack_dense(const Node& node, Conv& conv) const {
     // Kernel rows outermost, so that the taps which a row of the output meets are one range.
     const size_t per_row = static_cast<size_t>(in.c) * k.kw;
     auto order = [&](const Place& at) { return at.ky * per_row + static_cast<size_t>(at.channel) * k.kw + at.kx; };
-    conv.offsets.resize(fan);
+    conv.offsets.resize(taken(fan));
     for (uint32_t i = 0; i < fan; ++i) {
         const Place at = place(node, in, 0, i);
         conv.offsets[order(at)] = checked(at.channel * stride + offsets[at.ky * k.kw + at.kx]);
     }
     const size_t blocks = divide_up(node.shape.c, kDenseBlock);
-    conv.weights.assign(bounded(static_cast<double>(blocks) * fan * kDenseBlock), 0);
+    conv.weights.assign(taken(static_cast<double>(blocks) * fan * kDenseBlock), 0);
     for (int c = 0; c < node.shape.c; ++c)
         for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
             const size_t tap = order(place(node, in, c, node.at(i, fan)));
@@ -608,16 +626,18 @@ void Program::pack_dense(const Node& node, Conv& conv) const {
     }
 }
 
-void Program::pack_each(const Node& node, Conv& conv, bool dense) const {
+void Program::pack_each(const Node& node, Conv& conv, bool dense) {
     const Shape& in = network_[node.in[0]].shape;
     const Plane from = stored_[node.in[0]];
     const Window k = window_of(node, in);
     const size_t fan = fan_in(node, in), whole = in.c * from.stride;
     const int out_w = node.shape.w, pixels = conv.pixels;
-    if (dense && lanes_ == 1) conv.weights.assign(bounded(static_cast<double>(node.shape.c) * whole), 0);
+    taken(3. * node.shape.c * pixels);
+    if (!dense) taken(2. * node.weight.size() * pixels);
+    if (dense && lanes_ == 1) conv.weights.assign(taken(static_cast<double>(node.shape.c) * whole), 0);
     if (dense && lanes_ > 1) {
-        conv.weights.assign(bounded(static_cast<double>(divide_up(node.shape.c, kDenseBlock)) * fan * kDenseBlock), 0);
-        conv.offsets.resize(fan);
+        conv.weights.assign(taken(static_cast<double>(divide_up(node.shape.c, kDenseBlock)) * fan * kDenseBlock), 0);
+        conv.offsets.resize(taken(fan));
         for (uint32_t i = 0; i < fan; ++i) {
             const Place at = place(node, in, 0, i);
             conv.offsets[i] = checked(at.channel * from.stride + source(k, from, 0, 0, at.ky, at.kx));

@@ -58,7 +58,8 @@ struct Layout {
 class Program {
   public:
     // `plain_input` are nodes before `first` that the range reads; they are given to `run` as planes of lanes 1.
-    Program(const Network& network, int first, int last, int lanes, const Kernels& kernels, int threads);
+    // `room`: floats that packed weights may take.
+    Program(const Network& network, int first, int last, int lanes, const Kernels& kernels, int threads, size_t room);
 
     struct Input {
         const float* data;    // image, or planes of the first of `lanes` images
@@ -70,6 +71,7 @@ class Program {
     size_t arena_floats() const { return arena_floats_; }
     size_t scratch_floats() const { return scratch_floats_; }
     size_t weight_bytes() const;
+    size_t room() const { return room_; }  // what is left of it
     const std::vector<int>& imports() const { return imports_; }
     int first() const { return first_; }
     int last() const { return last_; }
@@ -131,12 +133,13 @@ class Program {
 
     void plan_planes(const std::vector<std::vector<int>>& users);
     void plan_pipelines();
-    void plan_copies(Layout& layout, int in) const;
+    void plan_copies(Layout& layout, int in);
     int layout_for(int node, const Node& conv);
     void plan_conv(Pipeline& pipeline);
-    void pack_each(const Node& node, Conv& conv, bool dense) const;
-    void pack_sparse(const Node& node, Conv& conv, int block) const;
-    void pack_dense(const Node& node, Conv& conv) const;
+    void pack_each(const Node& node, Conv& conv, bool dense);
+    void pack_sparse(const Node& node, Conv& conv, int block);
+    void pack_dense(const Node& node, Conv& conv);
+    size_t taken(double floats);
     void narrow_offsets(Conv& conv) const;
     void plan_block(Pipeline& pipeline);
     void plan_slots(Pipeline& pipeline);
@@ -168,6 +171,7 @@ class Program {
     std::vector<Buffer> buffers_;
     std::vector<int> imports_;
     size_t arena_floats_ = 0, scratch_floats_ = 0;
+    size_t room_;
 };
 
 }  // namespace hydraprune

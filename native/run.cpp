@@ -207,7 +207,7 @@ void Program::run_pool(const Op& op, const Plane& from, const Plane& to, const f
                 for (int iy = rows.begin; iy < rows.end; ++iy, corner += from.pitch)
                     for (int ix = columns.begin; ix < columns.end; ++ix) {
                         const float here = corner[ix];
-                        if (node.maximum) value = value > here ? value : here;
+                        if (node.maximum) value = value != value || value > here ? value : here;  // NaN where one is
                         else value += here;
                     }
                 *pixel = node.maximum ? value : value * factor;

@@ -1,5 +1,6 @@
 """CIFAR's pickles: arrays and plain values come in, code never does."""
 
+import codecs
 import os
 import pickle
 import random
@@ -60,6 +61,25 @@ def test_the_module_names_of_2009_are_read_by_a_numpy_that_moved_them():
         b"J\xff\xff\xff\xffK\x00tb\x89U\x02\x07\x09tbs."
     )
     assert unpickle_arrays(old, SOURCE)[b"data"].array.tolist() == [[7, 9]]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("shape", [(2, 128), (0, 3)])
+def test_arrays_of_every_protocol_that_python_3_writes_are_read(protocol, shape):
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    for written in (array, array.astype(">i8")):
+        content = pickle.dumps({"data": written, "labels": [1, 2]}, protocol)
+        read = unpickle_arrays(content, SOURCE)
+        np.testing.assert_array_equal(read["data"].array, written)
+        assert read["labels"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("x", "utf-8"), ("x",), (), (b"x", "latin1"), ("x", "latin1", "strict"), ("\u1234", "latin1")]
+)
+def test_the_function_that_writes_bytes_encodes_nothing_else(arguments):
+    with pytest.raises(DataError, match="some-batch"):
+        unpickle_arrays(pickle.dumps(Runs(codecs.encode, *arguments), protocol=2), SOURCE)
 
 
 def test_fortran_order_is_heeded():

@@ -45,6 +45,36 @@ def test_extra_images_are_dealt_without_overlap_too():
         assert whole == one == two
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("own", [33, 34, 35, 37, 40, 64])
+@pytest.mark.parametrize("extra_share", [0.1, 0.5, 0.9])
+def test_no_process_gets_an_empty_batch_of_own_and_extra_images(size, own, extra_share):
+    """A last batch of one image of each kind is enough for two: they are dealt together, and evenly."""
+    extra = Split(torch.ones(50, 1, 2, 2, dtype=torch.uint8), torch.arange(50) % own)
+
+    def batches(part):
+        return Batches(numbered(own), 64, seed=2, extra=extra, extra_share=extra_share, part=part)
+
+    whole = list(batches((0, 1)).epoch(1))
+    if min(len(batch) for batch in whole) < size:
+        with pytest.raises(UserError, match=f"cannot be shared by {size} processes"):
+            batches((0, size))
+        return
+    for batch, *shares in zip(whole, *(batches((rank, size)).epoch(1) for rank in range(size)), strict=True):
+        lengths = [len(share) for share in shares]
+        assert sum(lengths) == len(batch)
+        assert max(lengths) - min(lengths) <= 1
+        assert min(lengths) > 0
+        for kind in (0, 1):
+            dealt = [label for share in shares for label in share.labels[kind_of(share) == kind].tolist()]
+            assert dealt == batch.labels[kind_of(batch) == kind].tolist()
+
+
+def kind_of(batch):
+    """Return for each image whether it is an extra one."""
+    return (batch.images.amax((1, 2, 3)) > 0).int()
+
+
 def test_processes_augment_by_streams_of_their_own():
     from hydraprune.data import CropFlip  # noqa: PLC0415
 

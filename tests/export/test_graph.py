@@ -168,6 +168,38 @@ def test_functions_of_torch_are_traced_as_well_as_modules(tmp_path, kernels):
     assert_same_logits(path, model, (1, 5, 16), (2, 9, 8), kernels)
 
 
+@pytest.mark.parametrize("kernels", ENGINES)
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.MaxPool2d(2), (1, 2, 2)),
+        (nn.MaxPool2d(2), (1, 4, 4)),
+        (nn.MaxPool2d(2), (1, 6, 10)),
+        (nn.MaxPool2d(2), (1, 2, 70)),
+        (nn.MaxPool2d(3), (1, 3, 9)),
+        (nn.MaxPool2d(3, 1, 1), (1, 5, 4)),
+        (nn.AdaptiveMaxPool2d((2, 3)), (1, 5, 7)),
+    ],
+)
+@pytest.mark.parametrize("convolved", [False, True])
+def test_max_pooling_passes_nan_on_wherever_it_lies_as_torch_does(tmp_path, kernels, pool, shape, convolved):
+    pixels = shape[1] * shape[2]
+    images = torch.rand(pixels, *shape, generator=torch.Generator().manual_seed(0))
+    images.view(pixels, pixels).fill_diagonal_(float("nan"))  # another pixel of each image
+    images[0, 0, -1, -1], images[-1, 0, 0] = torch.inf, -torch.inf
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 1), nn.ReLU()] if convolved else []
+    model = nn.Sequential(*layers, pool, nn.Flatten()).eval()
+    path = store(tmp_path / "n", model, shape, {})
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    assert np.isnan(expected).any(1).sum() >= pixels - 2 * shape[2]
+    session = runtime.load(path, kernels=kernels)
+    for batch in (pixels, 1):
+        found = np.concatenate([session(part.numpy()) for part in images.split(batch)])
+        assert np.allclose(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -222,6 +254,22 @@ def sum_in_place(y):
     ],
 )
 def test_work_in_place_and_reshapes_that_change_nothing_else_are_traced(tmp_path, between):
+    torch.manual_seed(0)
+    model = Own(between).eval()
+    assert_same_logits(store(tmp_path / "n", model, (1, 8, 8), {}, 5), model, (3,), (1, 8, 8), "numpy")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: torch.flatten(input=y, start_dim=1),
+        lambda y: torch.flatten(input=F.relu(input=y), start_dim=1, end_dim=-1),
+        lambda y: F.dropout(F.max_pool2d(kernel_size=3, input=y, stride=1, padding=1), 0.5, training=False),
+        lambda y: F.adaptive_avg_pool2d(F.avg_pool2d(input=y, kernel_size=1), output_size=6),
+        lambda y: F.adaptive_avg_pool2d(input=y, output_size=(6, 6)),
+    ],
+)
+def test_functions_that_are_handed_their_input_by_name_are_traced(tmp_path, between):
     torch.manual_seed(0)
     model = Own(between).eval()
     assert_same_logits(store(tmp_path / "n", model, (1, 8, 8), {}, 5), model, (3,), (1, 8, 8), "numpy")
@@ -289,6 +337,45 @@ def test_a_graph_that_computes_something_else_is_not_stored(tmp_path, monkeypatc
     with pytest.raises(UserError, match="other logits"):
         check_graph(graph, model, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
     store(tmp_path / "n", model, (1, 8, 8), {}, 5)
+    assert runtime.read(tmp_path / "n").graph is None
+
+
+class FlatNorm(nn.Sequential):
+    """What a user's own network may well do."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 5))
+
+
+class FlatSum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.skip, self.out = nn.Conv2d(1, 1, 3), nn.Linear(64, 36), nn.Linear(36, 5)
+
+    def forward(self, x):
+        return self.out(self.conv(x).flatten(1) + self.skip(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"), [(FlatNorm, "node 3 .* not its channels"), (FlatSum, "node 5 .* adds flattened maps")]
+)
+def test_what_the_kernels_cannot_do_with_flattened_maps_is_stored_without_a_graph(tmp_path, build, message):
+    model = build().eval()
+    graph = trace_graph(model, (1, 8, 8))
+    with pytest.raises(UserError, match=message):
+        check_graph(graph, model, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    store(tmp_path / "n", model, (1, 8, 8), {}, 5)
+    assert runtime.read(tmp_path / "n").graph is None
+
+
+@pytest.mark.parametrize("step", ["trace_graph", "check_graph"])
+@pytest.mark.parametrize("error", [TypeError, ValueError, RuntimeError, AttributeError, KeyError, ZeroDivisionError])
+def test_whatever_tracing_and_comparing_raise_the_network_is_stored(tmp_path, monkeypatch, step, error):
+    def fails(*_):
+        raise error("of a user's module")
+
+    monkeypatch.setattr(f"hydraprune.export.compact.{step}", fails)
+    store(tmp_path / "n", Own().eval(), (1, 8, 8), {}, 5)
     assert runtime.read(tmp_path / "n").graph is None
 
 

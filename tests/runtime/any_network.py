@@ -21,6 +21,7 @@ class AnyNetwork:
         self.rng = rng
         most = self.pick(4, 12, 36)
         self.shapes = [tuple(int(size) for size in (rng.integers(1, 5), *rng.integers(1, most, 2)))]
+        self.flat = {}  # number of a flattened value -> the map in which its features lie
         self.nodes, self.tensors, self.masks = [], {}, {}
 
     def pick(self, *choices):
@@ -31,14 +32,25 @@ class AnyNetwork:
 
     def grow(self):
         source = int(max(self.rng.integers(len(self.shapes), size=2)))
-        kind = self.pick(
-            *[self.conv] * 4, *[self.relu] * 2, *[self.add] * 2, self.batchnorm, self.pool, self.adaptive
-        )
-        kind(source, *self.shapes[source])
+        kinds = [*[self.relu] * 2, *[self.add] * 2, self.flatten]
+        if source not in self.flat:
+            kinds += [*[self.conv] * 4, self.batchnorm, self.pool, self.adaptive]
+        else:
+            kinds += [self.linear] * 2
+            if self.stored(source) == self.shapes[source]:
+                kinds.append(self.batchnorm)
+        self.pick(*kinds)(source, *self.shapes[source])
 
     def append(self, shape, op, source, **fields):
         self.nodes.append({"op": op, "in": source if isinstance(source, list) else [source], **fields})
         self.shapes.append(shape)
+        if op == "linear":
+            self.flat[len(self.nodes)] = shape
+        elif op == "flatten" or (self.nodes[-1]["in"][-1] in self.flat):
+            self.flat[len(self.nodes)] = self.stored(self.nodes[-1]["in"][-1])
+
+    def stored(self, value):
+        return self.flat.get(value, self.shapes[value])
 
     def weight(self, shape):
         name = f"w{len(self.tensors)}"
@@ -54,8 +66,19 @@ class AnyNetwork:
         self.append(shape, "relu", source)
 
     def add(self, source, *shape):
-        fitting = [number for number, other in enumerate(self.shapes) if other == shape]
+        fitting = [
+            number
+            for number, other in enumerate(self.shapes)
+            if (other, self.stored(number)) == (shape, self.stored(source))
+        ]
         self.append(shape, "add", [self.pick(*fitting), source])
+
+    def flatten(self, source, *shape):
+        self.append((int(np.prod(shape)), 1, 1), "flatten", source)
+
+    def linear(self, source, features, *_):
+        out = int(self.rng.integers(1, 20))
+        self.append((out, 1, 1), "linear", source, weight=self.weight((out, features)), bias=None)
 
     def batchnorm(self, source, channels, *sides):
         names = {key: self.vector(channels, 0.1 if key == "var" else -1) for key in ("weight", "bias", "mean", "var")}
@@ -97,10 +120,9 @@ class AnyNetwork:
 
     def store(self, path):
         features = int(np.prod(self.shapes[-1]))
-        self.append((features, 1, 1), "flatten", len(self.shapes) - 1)
+        self.flatten(len(self.shapes) - 1, features)
         if self.rng.random() < 0.7:
-            name = self.weight((int(self.rng.integers(1, 20)), features))
-            self.append((1, 1, 1), "linear", len(self.shapes) - 1, weight=name, bias=None)
+            self.linear(len(self.shapes) - 1, features)
         return store(path, self.shapes[0], self.nodes, self.tensors, self.masks)
 
 

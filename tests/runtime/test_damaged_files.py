@@ -146,6 +146,7 @@ def test_a_safetensors_file_without_our_header_is_refused(tmp_path):
         ({"shape": [3, -1]}, {}, "not a list of sizes"),
         ({"shape": [0, 10**30]}, {}, "not a list of sizes"),
         ({"shape": [1] * 65}, {}, "not a list of sizes"),
+        ({"shape": [0, 2**40, 2**40], "kept": 0}, {}, "larger than any tensor"),
         ({"shape": [True]}, {}, "not a list of sizes"),
         ({"shape": 4}, {}, "not a list of sizes"),
         ({"shape": [10**6, 10**6]}, {}, "stand for sparse tensors of 4000000000000 bytes"),

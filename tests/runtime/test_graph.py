@@ -7,6 +7,9 @@ from hydraprune.errors import UserError
 from hydraprune.runtime.graph import parse, pooled_side
 
 TENSORS = {"w": (8, 3, 3, 3), "b": (8,), "grouped": (8, 1, 3, 3), "fc": (5, 72), "four": (4,), "v": (8, 1, 1)}
+TENSORS |= {"g": (32, 3, 5, 5), "square": (108, 108), "features": (108,)}
+NORM = dict.fromkeys(("weight", "bias", "mean", "var"), "features") | {"eps": 1e-5}
+FLATTEN = {"op": "flatten", "in": [0]}
 
 
 def shapes(in_shape, *nodes):
@@ -21,6 +24,15 @@ def test_shapes_are_those_counted_by_hand():
         pool,
         {"op": "flatten", "in": [2]},
     ) == [(3, 11, 7), (8, 6, 3), (8, 3, 2), (48, 1, 1)]
+
+
+def test_flattened_values_say_in_which_map_they_lie():
+    linear = {"op": "linear", "in": [3], "weight": "square", "bias": None}
+    nodes = [{"op": "flatten", "in": [0]}, {"op": "relu", "in": [1]}, {"op": "add", "in": [1, 2]}, linear]
+    norm = {"op": "batchnorm", "in": [4], **NORM}
+    parsed = parse({"input": [3, 6, 6], "nodes": [*nodes, norm]}, TENSORS).nodes
+    assert [node.stored for node in parsed] == [(3, 6, 6)] * 4 + [(108, 1, 1)] * 2
+    assert {node.shape for node in parsed[1:]} == {(108, 1, 1)}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +78,25 @@ def test_windows_along_a_side_are_counted_as_torch_counts_them(side, kernel, str
         ([{"op": "normalize", "in": [0], "mean": "v", "std": "v"}], r"'v' has not the shape \(3,\)"),
         ([{"op": "adaptive_avg_pool", "in": [0], "size": [2**20, 2**20]}], "would have the shape"),
         ([{"op": "flatten", "in": [0]}, conv("w", 1)], "conv needs a map"),
+        (
+            [FLATTEN, {"op": "batchnorm", "in": [1], **NORM}],
+            r"node 2 .* features of a flattened map \(3, 6, 6\), not its channels",
+        ),
+        (
+            [
+                *[conv("w", 0), FLATTEN | {"in": [1]}, conv("g", 0), FLATTEN | {"in": [3]}],
+                *[{"op": "relu", "in": [4]}, {"op": "add", "in": [5, 2]}],
+            ],
+            r"node 6 .* adds flattened maps \(32, 2, 2\) and \(8, 4, 4\)",
+        ),
+        (
+            [
+                FLATTEN,
+                {"op": "linear", "in": [0], "weight": "square", "bias": None},
+                {"op": "add", "in": [1, 2]},
+            ],
+            r"node 3 .* adds flattened maps \(3, 6, 6\) and \(108, 1, 1\)",
+        ),
         ([conv("w", 0)], "does not end in logits"),
         (
             [{"op": "max_pool", "in": [0], "kernel": [9, 9], "stride": [1, 1], "padding": [0, 0], "ceil": False}],

@@ -179,8 +179,9 @@ def test_kernels_and_threads_that_there_are_not_are_refused(tmp_path):
 
 def test_a_file_without_a_graph_cannot_be_run(tmp_path):
     runtime.write(tmp_path / "n", {"w": np.ones(3, np.float32)}, {}, {})
-    with pytest.raises(UserError, match="n' does not hold its architecture as a graph"):
+    with pytest.raises(UserError, match=r"n' does not hold its architecture as a graph: .*load_compact") as error:
         runtime.load(tmp_path / "n")
+    assert "\n" not in str(error.value)
 
 
 def test_predicting_imports_nothing_of_the_training_stack(tmp_path):

@@ -87,8 +87,7 @@ class Mixture:
         stream = _Stream(len(self.extra), self.seed)
         for draw in draws:
             own = self.own.take(draw.rows)
-            count = self.count(draw.whole)
-            mine = share_of(count, *draw.part)
+            mine = _dealt(draw, self.count(draw.whole))
             extra = self.extra.take(stream.rows(self._start(draw) + mine.start, mine.stop - mine.start))
             images = torch.cat([own.images, extra.images])
             yield augmentation(images, draw.generator), torch.cat([own.labels, extra.labels])
@@ -100,6 +99,15 @@ class Mixture:
     def _start(self, draw: Draw) -> int:
         full, rest = divmod(self.own_per_epoch, self.own_per_batch)
         return draw.epoch * (full * self.per_batch + self.count(rest)) + draw.index * self.per_batch
+
+
+def _dealt(draw: Draw, count: int) -> slice:
+    """Return which of `count` extra images a process gets: those that even out both kinds together.
+
+    Dealt for themselves, both kinds would give their remainders to the first processes and the last might get none.
+    """
+    both, own = share_of(draw.whole + count, *draw.part), share_of(draw.whole, *draw.part)
+    return slice(both.start - own.start, both.stop - own.stop)
 
 
 class _Stream:

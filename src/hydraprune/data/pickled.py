@@ -101,9 +101,23 @@ def _array(content: object, kind: object, shape: object, order: Any) -> NDArray[
     return np.frombuffer(content, dtype=kind.dtype).reshape(shape, order=order)
 
 
+def _encode(text: object = None, encoding: object = None) -> bytes:
+    """Stand for the function by which Python 3 writes bytes in protocols 0 to 2."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise DataError("it calls '_codecs.encode' with what are no bytes")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """Stand for `bytes`, by which it writes empty ones."""
+    return b""
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): PickledArray,
     ("numpy", "dtype"): _PickledType,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
     **{(f"{core}.multiarray", "_reconstruct"): PickledArray for core in ("numpy.core", "numpy._core")},
     **{(f"{core}.numeric", "_frombuffer"): _from_buffer for core in ("numpy.core", "numpy._core")},
 }

@@ -127,7 +127,7 @@ def _graph(model: nn.Module, architecture: Architecture, tensors: Mapping[str, T
     try:
         graph = trace_graph(model, architecture.in_shape)
         check_graph(graph, model, {name: _array(name, tensor) for name, tensor in tensors.items()})
-    except UserError:
+    except Exception:  # noqa: BLE001 - a user's module may raise anything, and the file is good without a graph
         return None
     return graph
 

@@ -200,8 +200,8 @@ def _is_in_place(node: fx.Node) -> bool:
 
 def _from_call(node: fx.Node) -> dict[str, Any] | None:  # noqa: PLR0911 - one return for each operation
     target, keywords = node.target, dict(node.kwargs)
-    args: tuple[Any, ...] = node.args[1:]
-    keywords.pop("inplace", None)
+    args: tuple[Any, ...] = node.args if "input" in keywords else node.args[1:]
+    keywords = {key: value for key, value in keywords.items() if key not in {"inplace", "input"}}
     if target in _RELU:
         return {"op": "relu"}
     if target in _ADD and not keywords:

@@ -33,6 +33,7 @@ _DTYPES = {
 }
 _MOST_AXES = 64
 _LONGEST_AXIS = 2**40
+_MOST_ENTRIES = 2**48  # beside axes of 0 too: NumPy counts their bytes in 63 bits
 
 
 _SEAL = b'"sha256":"'
@@ -111,6 +112,8 @@ def checked_shape(value: Any) -> tuple[int, ...]:
     sane = isinstance(value, list) and len(value) <= _MOST_AXES
     if not sane or any(type(axis) is not int or not 0 <= axis <= _LONGEST_AXIS for axis in value):
         raise UserError("a shape is not a list of sizes")
+    if math.prod(axis for axis in value if axis) > _MOST_ENTRIES:
+        raise UserError(f"a shape {value} is larger than any tensor")
     return tuple(value)
 
 

@@ -47,7 +47,8 @@ _FIELDS = {
 class Node:
     """One operation: `inputs` are numbers of earlier values, `shape` is what it computes for one image.
 
-    A flattened value has the shape (features, 1, 1); `flat` is True from there on.
+    A flattened value has the shape (features, 1, 1); `flat` is True from there on. Flattening moves no number, so
+    `stored` is the map in which these lie, and the shape of every value that is not flat.
     """
 
     op: str
@@ -55,6 +56,7 @@ class Node:
     fields: Mapping[str, Any]
     shape: Shape
     flat: bool
+    stored: Shape
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def parse(value: Any, tensors: TensorShapes) -> Graph:
     if not 0 < len(value["nodes"]) <= _MOST_NODES:
         raise UserError(f"its graph has {len(value['nodes'])} nodes, not 1 to {_MOST_NODES}")
     in_shape = _integers(value["input"], 3, 1, "the input")
-    nodes = [Node("input", (), {}, _checked((in_shape[0], in_shape[1], in_shape[2]), "input"), False)]
+    image = _checked((in_shape[0], in_shape[1], in_shape[2]), "input")
+    nodes = [Node("input", (), {}, image, False, image)]
     for number, entry in enumerate(value["nodes"], start=1):
         try:
             nodes.append(_node(entry, nodes, tensors))
@@ -116,7 +119,13 @@ def _node(entry: Any, nodes: list[Node], tensors: TensorShapes) -> Node:
         raise UserError(f"it adds {first.shape} and {nodes[inputs[1]].shape}")
     if first.flat and op not in {"linear", "relu", "add", "batchnorm", "flatten"}:
         raise UserError(f"{op} needs a map, not flattened features")
-    return Node(op, inputs, fields, _checked(_out_shape(op, fields, first.shape, tensors), op), flat)
+    # The kernels work on the maps in which flattened features lie: channel by channel, and pixel by pixel.
+    if op == "batchnorm" and first.stored != first.shape:
+        raise UserError(f"it normalises the features of a flattened map {first.stored}, not its channels")
+    if op == "add" and nodes[inputs[1]].stored != first.stored:
+        raise UserError(f"it adds flattened maps {first.stored} and {nodes[inputs[1]].stored}")
+    shape = _checked(_out_shape(op, fields, first.shape, tensors), op)
+    return Node(op, inputs, fields, shape, flat, first.stored if op in {"flatten", "relu", "add"} else shape)
 
 
 def _out_shape(op: str, fields: dict[str, Any], shape: Shape, tensors: TensorShapes) -> Shape:

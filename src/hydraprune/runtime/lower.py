@@ -110,7 +110,7 @@ def lower(graph: Graph, tensors: Tensors) -> list[Step]:
 
 
 def _step(node: Node, sources: list[int], graph: Graph, tensors: Tensors) -> Step:
-    fields, shape = node.fields, node.shape
+    fields, shape = node.fields, node.stored  # the kernels know no flattened shapes
     if node.op == "input":
         return Input(shape)
     if node.op in {"conv", "linear"}:

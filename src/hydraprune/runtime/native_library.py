@@ -20,6 +20,7 @@ _REASONS = {
     -1: "there is not enough memory",
     -2: "the network is too large",
     -3: "the machine gives no more threads",
+    -4: "its layers do not fit each other",
 }
 _INT, _POINTER = ctypes.c_int, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -31,10 +32,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         _INT,
         [_POINTER, _INT, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER],
     ),
-    "hp_affine": (_INT, [_POINTER, _INT, _POINTER, _POINTER]),
-    "hp_relu": (_INT, [_POINTER, _INT]),
-    "hp_add": (_INT, [_POINTER, _INT, _INT]),
-    "hp_pool": (_INT, [_POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER]),
+    "hp_affine": (_INT, [_POINTER, _INT, _POINTER, _POINTER, _INT, _INT, _INT]),
+    "hp_relu": (_INT, [_POINTER, _INT, _INT, _INT, _INT]),
+    "hp_add": (_INT, [_POINTER, _INT, _INT, _INT, _INT, _INT]),
+    "hp_pool": (
+        _INT,
+        [_POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT],
+    ),
     "hp_finish": (_INT, [_POINTER]),
     "hp_run": (_INT, [_POINTER, _POINTER, _INT, _POINTER]),
     "hp_memory": (None, [_POINTER, _POINTER]),
@@ -78,6 +82,7 @@ class NativeEngine:
         if not self._session:
             raise HydrapruneError(f"no memory for a session with the kernels '{kernels}'")
         self._classes = math.prod(steps[-1].shape)  # the last step may be a map that was flattened
+        self._shapes = [step.shape for step in steps]
         for step in steps:
             self._check(self._append(step))
         self._check(self._library.hp_finish(self._session))
@@ -135,15 +140,15 @@ class NativeEngine:
                     pointer(weight.values, np.float32),
                     pointer(bias, np.float32),
                 )
-            case Affine(source, _, scale, offset):
+            case Affine(source, shape, scale, offset):
                 code = library.hp_affine(
-                    self._session, source, pointer(scale, np.float32), pointer(offset, np.float32)
+                    self._session, source, pointer(scale, np.float32), pointer(offset, np.float32), *shape
                 )
-            case Relu(source):
-                code = library.hp_relu(self._session, source)
-            case Add(source, other):
-                code = library.hp_add(self._session, source, other)
-            case Pool(source, (_, high, wide), maximum, rows, row_factors, columns, column_factors):
+            case Relu(source, shape):
+                code = library.hp_relu(self._session, source, *shape)
+            case Add(source, other, shape):
+                code = library.hp_add(self._session, source, other, *shape)
+            case Pool(source, (channels, high, wide), maximum, rows, row_factors, columns, column_factors):
                 code = library.hp_pool(
                     self._session,
                     source,
@@ -154,6 +159,8 @@ class NativeEngine:
                     pointer(row_factors, np.float32),
                     pointer(columns, np.int32),
                     pointer(column_factors, np.float32),
+                    channels,
+                    *self._shapes[source][1:],
                 )
         return code
 

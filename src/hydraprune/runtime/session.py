@@ -128,7 +128,11 @@ def load(path: Path | str, threads: int = 1, kernels: str | None = None) -> Sess
         raise UserError(f"a session runs on 1 to {_MOST_THREADS} threads, not {threads!r}")
     packed = read_packed(path)
     if packed.graph is None:
-        raise UserError(f"'{path}' does not hold its architecture as a graph; export the network again")
+        raise UserError(
+            f"'{path}' does not hold its architecture as a graph: its module has an operation that the runtime "
+            "lacks (docs/runtime.md lists those it has), or the file was written without one; export the network "
+            "again with known operations, or load the file into PyTorch with hydraprune.export.load_compact"
+        )
     try:
         graph = parse(packed.graph, {name: tensor.shape for name, tensor in packed.tensors.items()})
     except UserError as error:
