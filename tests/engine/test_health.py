@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hydraprune.console import SilentProgress
-from hydraprune.engine import SGD, Adam, Average, Checkpointing, Constant, Savings, Training, memory_advice
+from hydraprune.engine import AWP, SGD, Adam, Average, Checkpointing, Constant, Savings, Training, memory_advice
+from hydraprune.engine.group import Group
 from hydraprune.engine.health import largest_entry
 from hydraprune.errors import HydrapruneError, UserError
 from hydraprune.objectives import Benign, Free, Loss, Objective
@@ -144,6 +145,32 @@ def test_an_update_left_out_leaves_no_trace(run, network, batches, optimiser, gr
     assert whole[0]["loss"] == pytest.approx(history[0]["loss"])
     names = [name for name, _ in plain.named_parameters()]
     assert all(torch.equal(plain.get_parameter(name), model.get_parameter(name)) for name in names)
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_a_search_with_weight_perturbation_leaves_out_a_bad_update_and_goes_on(run, network, gradient_only):
+    model, said = network(), Said()
+    masks = prune(model, Hydra(), Global(), 0.5)
+    broken = Broken(at=(1,), gradient_only=gradient_only)
+    training = Training(1, optimiser=SGD(0.1), awp=AWP(0.1), on_nan="skip")
+    history = run(model, broken, training, parameters=masks.scores(), masks=masks, progress=said)
+    assert len(said.lines) == history[0]["skipped_updates"] == 1
+    assert "at step 1; the update is left out" in said.lines[0]
+    assert all(scores.isfinite().all() for scores in masks.scores())
+
+
+def test_an_error_that_may_be_of_one_process_alone_asks_nothing_of_the_others(run, network, monkeypatch):
+    """They are not where they would answer: each would wait for the other in another call."""
+
+    class Failing(Objective):
+        def losses(self, model, batch, progress):
+            for name in ("gather", "any"):
+                monkeypatch.setattr(Group, name, lambda *_, name=name: pytest.fail(name))
+            raise HydrapruneError("of this process")
+            yield
+
+    with pytest.raises(HydrapruneError, match="of this process"):
+        run(network(), Failing(), Training(1))
 
 
 def test_ten_updates_left_out_in_a_row_end_the_run(run, network):

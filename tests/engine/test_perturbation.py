@@ -102,6 +102,35 @@ def test_a_gradient_whose_squares_are_0_in_float32_moves_the_weights_as_far_as_a
         assert model[0].weight.flatten().tolist() == pytest.approx([4.0, 3.3, 0.4], rel=1e-6)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("search", [False, True])
+def test_without_a_finite_direction_nothing_moves(network, bad, search):
+    """Neither the tensor with the bad gradient nor the others, and no mask is asked of NaN scores."""
+    model = network()
+    masks = prune(model, Hydra(), Uniform(), 0.5)
+    parameters = masks.scores() if search else perturbable(list(model.parameters()))
+    gradients = [torch.ones_like(parameter) for parameter in parameters]
+    gradients[0].view(-1)[0] = bad
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with perturbed(model, parameters, gradients, 0.5, masks):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_scores_are_put_back_where_no_mask_can_be_made_of_the_perturbed_ones(network, monkeypatch):
+    model = network()
+    masks = prune(model, Hydra(), Uniform(), 0.5)
+    before = [scores.detach().clone() for scores in masks.scores()]
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(MaskSet, "update", fail)
+    moved = perturbed(model, masks.scores(), [torch.ones_like(scores) for scores in before], 0.5, masks)
+    with pytest.raises(ZeroDivisionError), moved:
+        pass
+    assert all(torch.equal(*both) for both in zip(before, masks.scores(), strict=True))
+
+
 def test_pruned_weights_neither_move_nor_count():
     model = nn.Sequential(nn.Linear(4, 1, bias=False))
     model[0].weight = nn.Parameter(torch.tensor([[3.0, 4.0, 100.0, 0.0]]))

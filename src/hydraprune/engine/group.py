@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -21,6 +22,11 @@ from torch import Tensor, nn
 from hydraprune.errors import HydrapruneError, Interrupted
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for what another one does alone: a stage that is locked, its part of an evaluation.
+
+torch's own half hour stays for the reductions of training, to which all come at once."""
 
 
 class Replicated(DDPStrategy):
@@ -69,17 +75,32 @@ class Group:
     @torch.no_grad()
     def average_gradients(self, parameters: Sequence[nn.Parameter], buffers: Sequence[Tensor]) -> None:
         """Average gradients, and buffers with them. No gradient here counts as 0 if another process has one."""
+        means = self.average_known([parameter.grad for parameter in parameters], parameters, buffers)
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad = mean
+
+    @torch.no_grad()
+    def average_known(
+        self, tensors: Sequence[Tensor | None], like: Sequence[Tensor], besides: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        """Return the mean of each tensor over the processes; those that are here become it. One reduction.
+
+        None counts as 0 where another process has a tensor, and is the mean where no process has one.
+
+        Args:
+            tensors: as many in each process, whichever of them are None.
+            like: tensors of the same shapes and kinds.
+            besides: tensors that every process has, averaged in the same reduction.
+        """
         if self.size == 1:
-            return
-        has = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self._device)
-        missing = [parameter for parameter in parameters if parameter.grad is None]
-        for parameter in missing:
-            parameter.grad = torch.zeros_like(parameter)
-        self.average([*(parameter.grad for parameter in parameters if parameter.grad is not None), has, *buffers])
-        if missing:  # rare, and the only case in which the device is waited for
-            for parameter, share in zip(parameters, has.tolist(), strict=True):
-                if share == 0:
-                    parameter.grad = None
+            return list(tensors)
+        has = torch.tensor([float(tensor is not None) for tensor in tensors], device=self._device)
+        means = [torch.zeros_like(o) if tensor is None else tensor for tensor, o in zip(tensors, like, strict=True)]
+        self.average([*means, has, *besides])
+        if all(tensor is not None for tensor in tensors):
+            return list(means)
+        # Rare, and the only case in which the device is waited for.
+        return [mean if share else None for mean, share in zip(means, has.tolist(), strict=True)]
 
     @torch.no_grad()
     def spread(self, tensors: Sequence[Tensor]) -> None:
@@ -158,7 +179,7 @@ class Group:
 @cache
 def _host_group() -> Any:
     """Return a way for the processes to talk beside their GPUs, so that nobody waits for these."""
-    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def _hash(tensor: Tensor) -> str:
@@ -167,17 +188,28 @@ def _hash(tensor: Tensor) -> str:
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Return BatchNorm's running means and variances, and what other buffers of floating point there are."""
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    """Return BatchNorm's running means and variances: buffers of floating point with torch's name for such.
+
+    Other buffers are the same in every process as they are; a mean over three would change their last bits.
+    """
+    return [
+        buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2].startswith("running_") and buffer.is_floating_point()
+    ]
 
 
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
-    """Say in one line that another process has gone."""
+    """Say in one line that another process has gone, or does not answer."""
     try:
         yield
     except (RuntimeError, pickle.UnpicklingError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = str(error).splitlines()[0]
-        raise HydrapruneError(f"another process of the run has ended; its own message says why ({reason})") from None
+        if "timed out" in reason.lower() or "timeout" in reason.lower():
+            said = "another process of the run did not answer in time: it hangs, or its machine is gone"
+        else:
+            said = "another process of the run has ended; its own message says why"
+        raise HydrapruneError(f"{said} ({reason})") from None

@@ -89,13 +89,15 @@ class Watch:
         for buffer, value in self._kept:
             buffer.copy_(value)
 
-    def check(self, per_epoch: int) -> None:
+    def check(self, per_epoch: int, together: bool = True) -> None:
         """Raise `HydrapruneError`, with the step, where something was bad; the one place that waits for the device.
 
         Args:
             per_epoch: steps of an epoch.
+            together: whether all processes call it now; else this one looks at what it has noted itself.
         """
-        noted = self._group.gather(self._first.tolist())
+        own = self._first.tolist()
+        noted = self._group.gather(own) if together else [own]
         step, loss, gradient = min((bad for bad in noted if bad[0] >= 0), default=noted[0])
         advice = "what is saved is from before it; a lower learning rate may help, or on_nan: skip"
         if step >= 0:
@@ -103,7 +105,8 @@ class Watch:
             place = f"step {int(step)} (epoch {epoch}, batch {batch}, counted from 0)"
             raise HydrapruneError(f"{self._title}: {_what(loss, gradient)} at {place}; {advice}")
         with torch.no_grad():
-            if any(self._group.any(not bool(largest_entry(self._parameters).isfinite()))):
+            lost = not bool(largest_entry(self._parameters).isfinite())
+            if any(self._group.any(lost)) if together else lost:
                 raise HydrapruneError(f"{self._title}: the last update made parameters NaN or infinite; {advice}")
 
     def state(self) -> dict[str, Any]:

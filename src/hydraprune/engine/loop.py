@@ -150,7 +150,7 @@ def _blame(watch: Watch, per_epoch: int) -> Iterator[None]:
     try:
         yield
     except HydrapruneError:
-        watch.check(per_epoch)
+        watch.check(per_epoch, together=False)  # the error may be of this process alone: nobody else comes here
         raise
 
 

@@ -1,13 +1,14 @@
 """Adversarial weight perturbation: descend where the loss is worst nearby (Wu et al. 2020, arXiv 2004.05884)."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hydraprune.engine.health import largest_entry
 from hydraprune.objectives import StageProgress
 from hydraprune.sparsity import MaskSet, ScoredMask
 
@@ -54,7 +55,8 @@ def perturbed(
     """Move each parameter by γ · ‖θ‖ along its gradient; masks follow scores that move. All is put back afterwards.
 
     Pruned weights do not count into ‖θ‖ and do not move: their gradient is 0. Buffers are put back too, so that
-    BatchNorm's statistics are those of the unperturbed weights.
+    BatchNorm's statistics are those of the unperturbed weights. Nothing moves where a gradient is NaN or infinite:
+    there is no direction then, and whoever looks at the loss is to see it.
 
     Args:
         model: that has the parameters.
@@ -66,22 +68,30 @@ def perturbed(
     """
     kept = _masks_by_weight(model)
     moving = [*parameters, *model.buffers()]
-    with torch.no_grad():
-        before = [tensor.detach().clone() for tensor in moving]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is None or not gradient.any():
-                continue
-            seen = parameter * kept[id(parameter)] if id(parameter) in kept else parameter
-            direction = gradient.double() / _length(gradient)
-            parameter.add_((gamma * _length(seen) * direction).to(parameter.dtype))
-        if masks is not None and {id(scores) for scores in masks.scores()} & {id(p) for p in parameters}:
-            masks.update(progress)
+    before = [tensor.detach().clone() for tensor in moving]
     try:
+        if largest_entry([gradient for gradient in gradients if gradient is not None]).isfinite():
+            _move(parameters, gradients, gamma, kept)
+            if masks is not None and {id(scores) for scores in masks.scores()} & {id(p) for p in parameters}:
+                masks.update(progress)
         yield
     finally:
         with torch.no_grad():
             for tensor, value in zip(moving, before, strict=True):
                 tensor.copy_(value)
+
+
+@torch.no_grad()
+def _move(
+    parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], gamma: float, kept: Mapping[int, Tensor]
+) -> None:
+    """Move each parameter by γ · ‖θ‖ along its gradient; ‖θ‖ is of what its mask keeps."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None or not gradient.any():
+            continue
+        seen = parameter * kept[id(parameter)] if id(parameter) in kept else parameter
+        direction = gradient.double() / _length(gradient)
+        parameter.add_((gamma * _length(seen) * direction).to(parameter.dtype))
 
 
 def _length(tensor: Tensor) -> Tensor:

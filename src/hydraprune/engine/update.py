@@ -94,7 +94,7 @@ class Updater:
             first = False
             yield loss
         if masks is not None:
-            agree = self._group.average
+            agree = self._group.average_known
             masks.regrow(position.step + 1, position.steps, position.steps_per_epoch, agree)
 
     def _parts(self, batch: Batch, position: StageProgress) -> Iterator[_Part]:
@@ -127,7 +127,7 @@ class Updater:
                 along = _added(along, torch.autograd.grad(part.weighted(loss), moved, allow_unused=True))
             losses.append(loss)
         if ahead:
-            self._group.average([gradient for gradient in along if gradient is not None])
+            along = self._group.average_known(along, moved)
             with perturbed(work.model, moved, along, awp.gamma, work.masks, masked_at):
                 for part, loss in zip(parts, losses, strict=True):
                     with self._cached():

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -19,6 +20,7 @@ import torch
 
 from hydraprune.console import Progress, Task
 from hydraprune.engine import check_stop, request_stop, stop_requested
+from hydraprune.errors import UserError
 
 R = TypeVar("R")
 Call = tuple[Callable[..., R], tuple[Any, ...]]
@@ -54,6 +56,7 @@ def run_calls(calls: Sequence[Call[R]], jobs: int, progress: Progress) -> Iterat
 
     Raises:
         Interrupted: a signal came; what was running has saved its state.
+        UserError: a process was killed, as the kernel does where memory runs out.
     """
     if jobs == 1 or len(calls) == 1:
         for index, (function, arguments) in enumerate(calls):
@@ -63,7 +66,7 @@ def run_calls(calls: Sequence[Call[R]], jobs: int, progress: Progress) -> Iterat
     context = _context()
     events: Queue[tuple[Any, ...]] = context.Queue()
     screen = _Screen(events, progress)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (events,)) as pool, screen:
+    with _deaths(), ProcessPoolExecutor(jobs, context, _start_worker, (events,)) as pool, screen:
         waiting = {
             pool.submit(_call, function, arguments): index for index, (function, arguments) in enumerate(calls)
         }
@@ -81,13 +84,24 @@ def run_calls(calls: Sequence[Call[R]], jobs: int, progress: Progress) -> Iterat
 
 def _stop(waiting: "dict[Future[Any], int]", screen: "_Screen") -> None:
     """Ask the workers to save and end, and wait for them; nothing to do when all calls have returned."""
-    running = [future for future in waiting if not future.cancel()]
-    if not running:
-        return
-    for process in screen.processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
-    wait(running)
+    running = {future for future in waiting if not future.cancel()}
+    asked: set[int] = set()
+    while running:
+        screen.update()  # a worker that is only starting is asked as soon as it has reported
+        for process in screen.processes - asked:
+            asked.add(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+        _, running = wait(running, timeout=0.1)
+
+
+@contextlib.contextmanager
+def _deaths() -> Iterator[None]:
+    """Say in one line that a worker was killed."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError("a worker process died; out of memory? fewer --jobs need less") from None
 
 
 class _Screen(ExitStack):

@@ -20,6 +20,7 @@ from hydraprune.sparsity.topk import check_sparsity
 
 SINGLE = Weights()
 AT_ONCE = OneShot()
+Agree = Callable[[list[Tensor | None], list[nn.Parameter]], list[Tensor | None]]
 
 
 class MaskSet:
@@ -200,24 +201,24 @@ class MaskSet:
             mask.gradient = None
 
     @torch.no_grad()
-    def regrow(
-        self, step: int, steps: int, per_epoch: int, agree: Callable[[list[Tensor]], None] = lambda _: None
-    ) -> None:
+    def regrow(self, step: int, steps: int, per_epoch: int, agree: Agree = lambda gradients, _: gradients) -> None:
         """Exchange weights as the regrowth says after `step` of `steps` updates; those that come start at 0.
 
         Args:
             step: updates made, of `steps`; `per_epoch` of them in an epoch.
             steps: of the stage.
             per_epoch: of an epoch.
-            agree: changes the gradients that are looked at to what all processes of a run hold.
+            agree: takes the gradients that are looked at, None for a layer without one, and tensors of their
+                shapes; returns what all processes of a run hold.
         """
         share = self._regrowth.share(step, steps, per_epoch)
         if share == 0.0:
             return
-        agree([mask.gradient for mask in self._masks.values() if mask.gradient is not None])
-        for name, mask in self._masks.items():
-            if mask.gradient is not None:
-                mask.mask.copy_(exchanged(mask.mask, self._weights[name], mask.gradient, share))
+        weights = [self._weights[name] for name in self._masks]
+        gradients = agree([mask.gradient for mask in self._masks.values()], weights)
+        for mask, weight, gradient in zip(self._masks.values(), weights, gradients, strict=True):
+            if gradient is not None:
+                mask.mask.copy_(exchanged(mask.mask, weight, gradient, share))
         self._hold()
 
     def shuffle(self, seed: int) -> None:
