@@ -1,6 +1,6 @@
 """Small random networks for the properties of bounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -15,6 +15,11 @@ def build() -> Callable[[str], nn.Module]:
 @pytest.fixture(scope="session")
 def samples() -> Callable[[Tensor, Tensor, int], Tensor]:
     return _samples
+
+
+@pytest.fixture(scope="session")
+def slopes() -> Callable[[Callable[[], Tensor], Sequence[nn.Parameter]], tuple[float, float]]:
+    return _slopes
 
 
 class Residual(nn.Module):
@@ -141,3 +146,17 @@ def _samples(lower: Tensor, upper: Tensor, count: int) -> Tensor:
     share = torch.rand(count, *lower.shape, dtype=lower.dtype)
     share[::3] = share[::3].round()
     return lower + share * (upper - lower)
+
+
+def _slopes(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[float, float]:
+    """Return the slope of a loss along a random direction by its gradient, and by finite differences."""
+    gradients = torch.autograd.grad(loss(), parameters)
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    values, step = [], 1e-7
+    for sign in (1, -2):
+        with torch.no_grad():
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.add_(sign * step * direction)
+            values.append(float(loss()))
+    return slope, (values[0] - values[1]) / (2 * step)
