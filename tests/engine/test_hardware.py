@@ -1,6 +1,7 @@
 """Devices, threads, precision and memory format."""
 
 import os
+import platform
 
 import pytest
 import torch
@@ -80,3 +81,18 @@ def test_mixed_precision_computes_in_bfloat16_but_never_rounds_the_pixels():
     (gradient,) = torch.autograd.grad(logits.sum(), images)  # what an attack does
     assert gradient.dtype == torch.float32
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc's settings")
+def test_memory_that_is_freed_is_used_again_without_new_pages():
+    resource = pytest.importorskip("resource")
+    Hardware("cpu", threads=1).fabric()
+
+    def pages_of_one_tensor() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(50 * 2**20, dtype=torch.uint8).fill_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    for _ in range(3):  # an aligned block needs a little more room than the one before it left
+        pages_of_one_tensor()
+    assert pages_of_one_tensor() < 50 * 2**20 / 4096 / 10

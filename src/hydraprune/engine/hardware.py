@@ -11,6 +11,7 @@ from lightning_fabric.plugins import Precision
 from torch import nn
 
 from hydraprune.engine.group import Replicated
+from hydraprune.engine.memory import keep_freed_memory
 from hydraprune.errors import UserError
 
 _MOST_THREADS = 1024
@@ -50,7 +51,9 @@ class Hardware:
         return (self.threads or default_threads()) if self.data_workers is None else self.data_workers
 
     def fabric(self) -> Fabric:
-        """Set the thread count and return Fabric on one device, launched; under torchrun, on one in each process.
+        """Return Fabric on one device, launched; under torchrun, on one in each process.
+
+        The process takes the thread count, and from here on keeps memory that is freed.
 
         Raises:
             UserError: the accelerator is not there, or a number of threads that cannot be.
@@ -58,6 +61,7 @@ class Hardware:
         if not 0 <= self.threads <= _MOST_THREADS:
             raise UserError(f"threads must be 0 (for every core) to {_MOST_THREADS}, got {self.threads}")
         torch.set_num_threads(self.threads or default_threads())
+        keep_freed_memory()
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True)
