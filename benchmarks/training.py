@@ -5,9 +5,10 @@
 - plain: what the papers describe and their published code does, in `plain_loops.py`. pgd50 is an attack alone, of 50
   steps on one batch.
 
-Contenders take turns, so that whatever else the machine does meets all of them. `floor` is the time that the
-convolutions and matrix products would take at the speed of one large float32 matrix product, measured here. On bounds
-updates are those at the whole radius; those of crown-ibp keep their linear bounds, as while the radius rises.
+Contenders take turns, so that whatever else the machine does meets all of them, each in a process of its own: ours
+keep the memory that they free (`Hardware.fabric`), a plain loop only with `--plain-keeps-memory`. `floor` is the time
+that the convolutions and matrix products would take at the speed of one large float32 matrix product, measured here.
+On bounds updates are those at the whole radius; those of crown-ibp keep their linear bounds, as while it rises.
 
     python benchmarks/training.py                                    TRADES-10, VGG16, prune and finetune
     python benchmarks/training.py --networks vgg16_bn wrn_28_4 --objectives trades stability --json
@@ -17,6 +18,7 @@ updates are those at the whole radius; those of crown-ibp keep their linear boun
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -39,6 +41,7 @@ from hydraprune.attacks import PGD, Eps
 from hydraprune.console import SilentProgress
 from hydraprune.data import Batches, Split
 from hydraprune.engine import SGD, Checkpointing, Hardware, Training, Work, train
+from hydraprune.engine.memory import keep_freed_memory
 from hydraprune.objectives import IBP, CrownIBP, MixTrain, Objective, Stability, Trades
 from hydraprune.paths import StagePaths
 
@@ -124,12 +127,58 @@ def seconds(work: Update) -> float:
     return time.perf_counter() - began
 
 
-def take_turns(contenders: dict[str, Update], repeats: int, updates: int) -> dict[str, list[float]]:
+class Contender:
+    """One way of making an update, in a process of its own."""
+
+    def __init__(self, way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace) -> None:
+        new = multiprocessing.get_context("spawn")
+        self._here, there = new.Pipe()
+        self._process = new.Process(target=_serve, args=(way, cell, options, there), daemon=True)
+        self._process.start()
+        there.close()
+
+    def ask(self, what: str) -> float:
+        """Return "seconds" of an update, the "bytes" by which memory grows in the first, or its "flops"."""
+        self._here.send(what)
+        return float(self._here.recv())
+
+    def end(self) -> None:
+        self._here.close()
+        self._process.join()
+
+
+def _serve(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace, there: Any) -> None:
+    use_options(options)
+    if way == "plain" and options.plain_keeps_memory:
+        keep_freed_memory()
+    work = contender(way, cell, options)
+    with contextlib.suppress(EOFError):
+        while True:
+            what = there.recv()
+            if what == "seconds":
+                there.send(seconds(work))
+            elif what == "bytes":
+                before = largest()
+                work()
+                there.send(largest() - before)
+            else:
+                with Flops() as counter:
+                    work()
+                there.send(counter.total)
+
+
+def largest() -> int:
+    """Return the largest resident set of this process so far, in bytes (Linux)."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def take_turns(contenders: dict[str, Contender], repeats: int, updates: int) -> dict[str, list[float]]:
     """Return the seconds of one update in each repetition after the first; only ours make several at once."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
-        for name, work in contenders.items():
-            duration = seconds(work) / (updates if name.startswith("ours") else 1)
+        for name, process in contenders.items():
+            duration = process.ask("seconds") / (updates if name.startswith("ours") else 1)
             if repeat:
                 taken[name].append(duration)
     return taken
@@ -149,33 +198,6 @@ def updates_of(objective: str, options: argparse.Namespace) -> int:
     return 1 if objective == "pgd50" else int(options.updates)
 
 
-def grown(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace, result: Any) -> None:
-    """Send how far the largest resident set of this process grows by one update (Linux)."""
-
-    def largest() -> int:
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
-
-    use_options(options)
-    work = contender(way, cell, options)
-    before = largest()
-    work()
-    result.send(largest() - before)
-
-
-def peak_memory(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace) -> int:
-    """Return the bytes that one update needs on top of the network, measured in a process of its own."""
-    new = multiprocessing.get_context("spawn")
-    here, there = new.Pipe(duplex=False)
-    process = new.Process(target=grown, args=(way, cell, options, there))
-    process.start()
-    there.close()
-    try:
-        return int(here.recv())
-    finally:
-        process.join()
-
-
 def measure(name: str, objective: str, stage: str, options: argparse.Namespace, peak: float) -> dict[str, object]:
     """Return one row: the median seconds of each contender, their ratios, and the floor of ours."""
     torch.manual_seed(0)
@@ -187,12 +209,13 @@ def measure(name: str, objective: str, stage: str, options: argparse.Namespace, 
     ways += ["ours, dense"] if stage != "pretrain" and objective != "pgd50" else []
     ways += ["ours, bf16"] if options.bf16 else []
     ways += [] if options.no_plain else ["plain"]
-    contenders = {way: contender(way, common, options) for way in ways}
+    contenders = {way: Contender(way, common, options) for way in ways}
     updates = updates_of(objective, options)
-    with Flops() as counter:
-        contenders["ours"]()
-    peaks = {way: peak_memory(way, common, options) for way in contenders} if options.memory else None
+    peaks = {way: int(one.ask("bytes")) for way, one in contenders.items()} if options.memory else None
+    flops = contenders["ours"].ask("flops")
     taken = take_turns(contenders, options.repeats, updates)
+    for one in contenders.values():
+        one.end()
     middle = {way: statistics.median(times) for way, times in taken.items()}
     row: dict[str, object] = {
         "network": name,
@@ -201,7 +224,7 @@ def measure(name: str, objective: str, stage: str, options: argparse.Namespace, 
         "batch": options.batch,
         "seconds": middle,
         "all_seconds": taken,
-        "floor_seconds": counter.total / updates / peak,
+        "floor_seconds": flops / updates / peak,
     }
     if peaks is not None:
         row["peak_bytes"] = peaks
@@ -269,8 +292,9 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="also ours in bfloat16")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain loop out")
     parser.add_argument(
-        "--memory", action="store_true", help="also the memory of one update, in a process of its own"
+        "--plain-keeps-memory", action="store_true", help="the plain loop, too, keeps the memory that it frees"
     )
+    parser.add_argument("--memory", action="store_true", help="also by how much memory grows in the first update")
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes, instead of a comparison")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
