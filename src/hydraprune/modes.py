@@ -1,8 +1,9 @@
-"""Evaluation mode for as long as a context lasts."""
+"""Modes that last as long as a context."""
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 
@@ -17,3 +18,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Let no GPU round the factors of float32 products to 10 bits (TF32), as torch lets convolutions do."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -241,6 +241,31 @@ def test_the_model_keeps_its_mode_and_its_parameters_have_no_gradient():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.fixture
+def tf32():
+    """Matrix units that may round, as torch lets convolutions do; as it was afterwards."""
+    parts = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [part.allow_tf32 for part in parts]
+    for part in parts:
+        part.allow_tf32 = True
+    yield lambda: [part.allow_tf32 for part in parts]
+    for part, value in zip(parts, before, strict=True):
+        part.allow_tf32 = value
+
+
+def test_no_product_is_rounded_to_10_bits_while_logits_are_held_against_bounds(tf32):
+    seen = []
+
+    class Spy(nn.Sequential):
+        def forward(self, images):
+            seen.append(tf32())
+            return super().forward(images)
+
+    certify(Spy(nn.Flatten(), nn.Linear(9, 2)), labelled(linear(), gray(3)), Eps("0.01"), method="ibp")
+    assert seen[-1] == [False, False]
+    assert tf32() == [True, True]
+
+
 def test_networks_in_float64_are_certified_in_float64_and_mixtures_refused():
     model = network().double()
     split = labelled(network(), gray(12))

@@ -106,7 +106,7 @@ def stage(tmp_path) -> Path:
         ({"network": {"architecture": {"name": 5}}}, "does not say which network the stage made"),
         ({"network": {"architecture": {**NETWORK["architecture"], "num_classes": 0}}}, "does not say which network"),
         ({"network": {**NETWORK, "threat": 5}}, "model.safetensors"),
-        ({"network": NETWORK}, "no such file: "),
+        ({"network": NETWORK}, "model.safetensors' is not what its stage left: "),
     ],
 )
 def test_a_stage_with_an_odd_outcome_or_without_weights_is_refused(stage, capsys, outcome, part):
@@ -119,7 +119,7 @@ def test_a_stage_with_damaged_weights_is_refused(stage, capsys, content):
     (stage / "outcome.json").write_text(json.dumps({"network": NETWORK}))
     (stage / "model.safetensors").write_bytes(content)
     shown = answer(capsys, ["evaluate", str(stage), *BRIEF])
-    assert "model.safetensors' is damaged" in shown or "does not fit" in shown
+    assert "model.safetensors' is not what its stage left" in shown or "does not fit" in shown
 
 
 @pytest.mark.parametrize(

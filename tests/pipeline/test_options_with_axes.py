@@ -11,7 +11,8 @@ import hydraprune as hp
 from hydraprune.attacks import PGD, Eps
 from hydraprune.engine import AWP, Adam, Average, Distillation, Hardware, Training
 from hydraprune.objectives import Free, Trades
-from hydraprune.pipeline import Data, descriptions, make_stage, open_project, stages
+from hydraprune.pipeline import Data, descriptions, make_stage, open_project
+from hydraprune.pipeline.finished import load_network
 from hydraprune.sparsity import (
     Blocks,
     Channels,
@@ -70,7 +71,7 @@ def test_every_axis_keeps_its_promise_under_every_option(axes, options, quick, s
         assert sum(int(m.sum()) for m in masks.values()) == kept_count(0.9, sum(m.numel() for m in masks.values()))
     assert {name: int(m.sum()) for name, m in masks.items()} == {name: int(m.sum()) for name, m in begun.items()}
     assert (axes == "rigl") == any(not torch.equal(mask, begun[name]) for name, mask in masks.items())
-    model = stages.load_network(project, descriptions.finetune_stage(project))
+    model = load_network(project, descriptions.finetune_stage(project))
     network = model.state_dict()
     assert all((network[name][~mask] == 0).all() for name, mask in masks.items())
     assert all(network[name][mask].any() for name, mask in masks.items() if mask.any())

@@ -14,6 +14,7 @@ from hydraprune.engine import SGD, Constant, Hardware, Training, graceful, reque
 from hydraprune.errors import Interrupted, UserError
 from hydraprune.objectives import Benign, Loss
 from hydraprune.pipeline import descriptions, make_stage, project, stages
+from hydraprune.pipeline.finished import load_network
 from hydraprune.sparsity import (
     ALLOCATIONS,
     CRITERIA,
@@ -76,7 +77,7 @@ def test_every_way_of_pruning_delivers_its_count_and_keeps_it_through_fine_tunin
     if kind != "channels":
         assert sum(kept(tuned).values()) == kept_count(0.9, total)
     project = pipeline.open_project(recipe, tmp_path)
-    network = stages.load_network(project, descriptions.finetune_stage(project))
+    network = load_network(project, descriptions.finetune_stage(project))
     for name, tensor in network.state_dict().items():
         if f"{name}.mask" in tuned:
             assert (tensor[~tuned[f"{name}.mask"]] == 0).all()

@@ -19,7 +19,18 @@ from hydraprune.engine import Hardware, Training
 from hydraprune.errors import Interrupted, UserError
 from hydraprune.evaluation import empirical
 from hydraprune.objectives import Benign
-from hydraprune.pipeline import Recipe, compare, descriptions, make_stage, open_target, provenance, run, stages
+from hydraprune.pipeline import (
+    Recipe,
+    compare,
+    descriptions,
+    inspect,
+    make_stage,
+    open_target,
+    provenance,
+    run,
+    stages,
+)
+from hydraprune.pipeline.finished import load_network
 from hydraprune.pipeline.project import open_project
 from hydraprune.sparsity import Criterion, Hydra, LeastWeightMagnitude, Uniform
 
@@ -55,7 +66,7 @@ def test_rows_say_what_was_asked_delivered_and_preserved(quick, tmp_path):
 def test_the_artefact_predicts_to_the_bit_what_was_evaluated(quick, tmp_path):
     result = run(quick, tmp_path)
     project = open_project(quick, tmp_path)
-    network = stages.load_network(project, descriptions.finetune_stage(project))
+    network = load_network(project, descriptions.finetune_stage(project))
     images = project.test.images.float() / 255
     with torch.no_grad():
         assert torch.equal(result.network()(images), network(images))
@@ -176,6 +187,14 @@ def test_a_network_that_is_not_what_its_stage_left_is_one_line_with_a_way_out(qu
     assert "\n" not in str(caught.value)
     shutil.rmtree(parent.folder)
     make_stage(quick, tmp_path, "prune")
+
+
+def test_nor_is_it_evaluated_or_inspected(quick, tmp_path):
+    stage = make_stage(quick, tmp_path, "prune")
+    altered(stage.model)
+    for look in (open_target, inspect):
+        with pytest.raises(UserError, match="is not what its stage left: its hash is not the one on record"):
+            look(stage.folder)
 
 
 def test_a_damaged_network_without_a_hash_on_record_is_one_line_too(quick, tmp_path):

@@ -25,7 +25,7 @@ from hydraprune.evaluation.protocol import AttackProtocol, NormName
 from hydraprune.evaluation.share import Share, in_order
 from hydraprune.evaluation.state import State, identity_of
 from hydraprune.evaluation.verdicts import VERDICTS, Certified
-from hydraprune.modes import eval_mode
+from hydraprune.modes import eval_mode, full_float32
 
 CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown", "alpha-crown")
 CERTIFIERS: tuple[str, ...] = (*METHODS, "cascade")
@@ -91,7 +91,8 @@ def certify(
     batches = Batches(split, batch_size, seed, shuffle=False, device=device, workers=workers)
     done = (None if state is None else state.load(Done.of)) or Done()
     began = time.monotonic() - done.seconds
-    with eval_mode(model), (progress or SilentProgress()).task(title, share.count(len(batches)), done.batches) as bar:
+    bars = progress or SilentProgress()
+    with full_float32(), eval_mode(model), bars.task(title, share.count(len(batches)), done.batches) as bar:
         try:
             start = share.first(done.batches)
             for number, batch in zip(count(start, share.size), batches.epoch(0, start, share.size), strict=False):

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hydraprune import io
 from hydraprune.errors import UserError
 from hydraprune.paths import RunPaths, StagePaths
+from hydraprune.pipeline.finished import read_network
 from hydraprune.pipeline.labels import PRUNING_AXES, label
 from hydraprune.pipeline.results import stage_folders
 from hydraprune.runtime import zoo
@@ -102,7 +102,7 @@ def _inspect(stage: StagePaths) -> Inspection:
     if not parent.model.exists():
         raise UserError(f"'{stage.folder}' began with '{parent.folder.name}', which is not there")
     try:
-        before, after = load_file(parent.model), load_file(stage.model)
+        before, after = read_network(parent), read_network(stage)
         names = [layer["name"] for layer in io.read_json(stage.outcome)["layers"]]
         seed, prune = int(io.read_json(parent.description)["seed"]), described["prune"]
         start = _starting_scores(prune["criterion"], {name: before[name] for name in names}, seed)

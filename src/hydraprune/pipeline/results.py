@@ -10,6 +10,7 @@ from hydraprune import export, io, sparsity
 from hydraprune.engine import Checkpointing, Logging
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.pipeline import descriptions, stage_folder, stages
+from hydraprune.pipeline.finished import load_masks, load_network
 from hydraprune.pipeline.labels import axes_of, file_name
 from hydraprune.pipeline.project import Project
 from hydraprune.pipeline.recipe import Recipe
@@ -87,8 +88,8 @@ def _row(
     outcomes = {kind: stage_folder.read_outcome(paths) for kind, paths in places.items()}
     evaluated = outcomes.pop("evaluate")
     certified = outcomes.pop("certify", None)
-    model = stages.load_network(project, network)
-    masks = stages.load_masks(project, network)
+    model = load_network(project, network)
+    masks = load_masks(project, network)
     prunable = sparsity.prunable_weights(model, recipe.prune.include, recipe.prune.exclude)
     parameters = dict(model.named_parameters())
     layers: list[dict[str, Any]] = [

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from hydraprune import data as datasets
@@ -22,7 +21,6 @@ from hydraprune import evaluation, io, models, sparsity
 from hydraprune.attacks import PGD
 from hydraprune.data import Batches, LabelledImages
 from hydraprune.engine import Training, Work, check_stop, memory_advice, train
-from hydraprune.errors import UserError
 from hydraprune.evaluation import Protocol
 from hydraprune.objectives import Objective
 from hydraprune.paths import StagePaths
@@ -36,10 +34,11 @@ from hydraprune.pipeline.descriptions import (
     prune_stage,
     validation_ball,
 )
+from hydraprune.pipeline.finished import load_network, read_network, standing_images
 from hydraprune.pipeline.labels import axes_of, cell_name
 from hydraprune.pipeline.probe import objective_probe
 from hydraprune.pipeline.project import Project
-from hydraprune.pipeline.stage_folder import make, read_outcome
+from hydraprune.pipeline.stage_folder import make
 from hydraprune.sparsity import MaskSet
 
 _SMALLER_EVALUATION = "a smaller evaluation.batch_size needs less"
@@ -63,7 +62,7 @@ def prune(project: Project) -> StagePaths:
     parent = pretrain(project)
 
     def work(paths: StagePaths) -> dict[str, Any]:
-        model, dense = _fresh(project), _network_of(parent)
+        model, dense = _fresh(project), read_network(parent)
         sparsity.restore(model, dense)
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masks = sparsity.prune(
@@ -108,7 +107,7 @@ def finetune(project: Project) -> StagePaths:
 
     def work(paths: StagePaths) -> dict[str, Any]:
         model = _fresh(project)
-        masks = sparsity.restore(model, _network_of(parent))
+        masks = sparsity.restore(model, read_network(parent))
         assert masks is not None
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masks.let_regrow(recipe.prune.regrowth)
@@ -180,7 +179,7 @@ def certify(project: Project, network: Stage, title: str) -> StagePaths:
     def work(paths: StagePaths) -> dict[str, Any]:
         model = load_network(project, network)
         norm, eps = certified_ball(project)
-        standing = _standing(evaluated, len(project.test), recipe.evaluation.protocol.threat == (norm, eps))
+        standing = standing_images(evaluated, len(project.test), recipe.evaluation.protocol.threat == (norm, eps))
         split = project.test.take(standing)
         what: dict[str, Any] = {"method": spec.method, "norm": norm, "batch_size": spec.batch_size}
         what["seed"] = recipe.seed
@@ -216,38 +215,6 @@ def _share(project: Project) -> evaluation.Share:
 
 def _own_state(project: Project, paths: StagePaths) -> Path:
     return paths.checkpoint_of(project.group.rank, project.group.size)
-
-
-def _standing(evaluated: StagePaths, n: int, same_ball: bool) -> Tensor:
-    """Return the places of the images that are worth a proof: those that stood the attack, if it was in this ball."""
-    if not evaluated.verdicts.exists():
-        return torch.arange(n)
-    return torch.nonzero(load_file(evaluated.verdicts)["robust" if same_ball else "benign"]).flatten()
-
-
-def load_network(project: Project, network: Stage) -> nn.Module:
-    """Return the plain network, pruned weights at zero, that a finished stage left."""
-    model = project.build()
-    sparsity.restore(model, _network_of(project.paths.stage(network.kind, network.key)))
-    return sparsity.bake(model).eval()
-
-
-def load_masks(project: Project, network: Stage) -> dict[str, Tensor]:
-    """Return the masks that a finished stage left, by parameter name; empty for a dense network."""
-    tensors = _network_of(project.paths.stage(network.kind, network.key))
-    return {name.removesuffix(".mask"): mask for name, mask in tensors.items() if name.endswith(".weight.mask")}
-
-
-def _network_of(paths: StagePaths) -> dict[str, Tensor]:
-    """Return the tensors of the network that a finished stage left; `UserError` unless they are those on record."""
-    recorded = read_outcome(paths).get("model_sha256")
-    try:
-        if recorded in (None, io.file_hash(paths.model)):
-            return load_file(paths.model)
-        what = "its hash is not the one on record"
-    except (UserError, SafetensorError) as error:
-        what = str(error)
-    raise UserError(f"'{paths.model}' is not what its stage left: {what}; delete its folder to make the stage anew")
 
 
 def network_description(project: Project) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hydraprune import data as datasets
@@ -18,6 +16,7 @@ from hydraprune.errors import UserError
 from hydraprune.evaluation import NormName
 from hydraprune.export import Architecture
 from hydraprune.paths import RunPaths, StagePaths
+from hydraprune.pipeline.finished import read_network
 from hydraprune.pipeline.project import check_network
 from hydraprune.pipeline.results import stage_folders
 from hydraprune.pipeline.stage_folder import read_outcome
@@ -146,7 +145,7 @@ def _stage(paths: StagePaths, factory: str | None, data: str | None, root: Path 
         raise UserError(
             f"'{paths.folder}' needs the network '{architecture.name}': give --model package.module:factory"
         )
-    masks = sparsity.restore(model, _tensors(paths))
+    masks = sparsity.restore(model, read_network(paths))
     baked = sparsity.bake(model).eval()
     plain = {} if masks is None else {name: mask.clone() for name, mask in masks.as_dict().items()}
     return _described(paths.folder.name, baked, plain, architecture, network, data, root)
@@ -161,15 +160,6 @@ def _written_network(written: Any, paths: StagePaths) -> tuple[Architecture, dic
             said = {key: value for key, value in written.items() if key != "architecture"}
             return Architecture(name, classes, (c, h, w)), said
     raise UserError(f"'{paths.outcome}' does not say which network the stage made; {_MAKE_ANEW}")
-
-
-def _tensors(paths: StagePaths) -> dict[str, Tensor]:
-    try:
-        return load_file(paths.model)
-    except FileNotFoundError:
-        raise UserError(f"no such file: '{paths.model}'; {_MAKE_ANEW}") from None
-    except (SafetensorError, OSError):
-        raise UserError(f"'{paths.model}' is damaged; {_MAKE_ANEW}") from None
 
 
 def _described(
