@@ -10,28 +10,32 @@
     python benchmarks/bounds.py --network cnn7 --shape 3 32 32
     python benchmarks/bounds.py --certify --weights FILE         FILE: a state dict; else random weights
 
-Steps take turns, so that whatever else the machine does meets all of them; each line says mean and standard deviation
-of its repetitions, the first left out.
+Steps take turns, each in a process of its own (`turns.py`); each line says mean and standard deviation of its
+repetitions, the first left out.
 """
 
 import argparse
+import importlib
 import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from turns import Contender, Work, take_turns
 
 from hydraprune import data, models
 from hydraprune.attacks import Eps
 from hydraprune.bounds import Network, Region, margins
+from hydraprune.engine.memory import keep_freed_memory
 from hydraprune.evaluation.certified import certify
 
-Step = Callable[[], Tensor]
+Loss = Callable[[], Tensor]
+OURS, THEIRS = "plain + crown-ibp", "auto_LiRPA crown-ibp"
 
 
 def robust_loss(lower: Tensor) -> Tensor:
@@ -40,7 +44,17 @@ def robust_loss(lower: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(lower), dtype=torch.int64))
 
 
-def steps(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> dict[str, Step]:
+Case = tuple[nn.Module, Tensor, Tensor, float]
+
+
+def case(name: str, shape: tuple[int, int, int], batch: int, eps: float) -> Case:
+    """Return the same network, images, labels and radius to whoever asks."""
+    torch.manual_seed(0)
+    model = models.create(name, 10, shape, [0.0] * shape[0], [1.0] * shape[0]).eval()
+    return model, torch.rand(batch, *shape), torch.randint(10, (batch,)), eps
+
+
+def our_loss(way: str, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Loss:
     network = Network(model)
     classes = int(model(images[:2]).shape[1])
 
@@ -59,15 +73,12 @@ def steps(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> dict[
         propagation = network.propagate(Region.ball(images, eps))
         return plain() + robust_loss(propagation.linear_bounds(margins(labels, classes), both=False).lower)
 
-    return {"plain": plain, "ibp": ibp, "plain + ibp": both, "plain + crown-ibp": crown_ibp}
+    return {"plain": plain, "ibp": ibp, "plain + ibp": both, "plain + crown-ibp": crown_ibp}[way]
 
 
-def their_step(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Step | None:
-    try:
-        from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
-    except Exception as error:  # noqa: BLE001 - an outside package may fail in any way
-        print(f"auto_LiRPA is not here: {type(error).__name__}: {error}")
-        return None
+def their_loss(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Loss:
+    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm  # where it can be had
+
     bounded = BoundedModule(model, images[:2], bound_opts={"conv_mode": "matrix"})
     region = Region.ball(images, eps)
     perturbation = PerturbationLpNorm(norm=float("inf"), x_L=region.lower, x_U=region.upper)
@@ -82,36 +93,51 @@ def their_step(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> 
     return crown_ibp
 
 
-def take_turns(contenders: dict[str, Step], parameters: list[nn.Parameter], repeats: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(repeats + 1):
-        for name, step in contenders.items():
-            began = time.perf_counter()
-            step().backward()
-            if repeat:
-                seconds[name].append(time.perf_counter() - began)
-            for parameter in parameters:
-                parameter.grad = None
-    return seconds
+def step(way: str, *arguments: Any) -> Work:
+    """Return a training step; what it returns is its loss."""
+    model, images, labels, eps = case(*arguments)
+    loss = their_loss(model, images, labels, eps) if way == THEIRS else our_loss(way, model, images, labels, eps)
+
+    def make() -> float:
+        model.zero_grad()
+        found = loss()
+        found.backward()
+        return float(found.detach())
+
+    return make
+
+
+def loss_of(work: Work) -> float:
+    """Return the loss of one step."""
+    found = work()
+    assert isinstance(found, float)
+    return found
+
+
+def is_there(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # noqa: BLE001 - an outside package may fail in any way
+        print(f"{package} is not here: {type(error).__name__}: {error}")
+        return False
+    return True
 
 
 def train(name: str, shape: tuple[int, int, int], batch: int, eps: float, repeats: int) -> None:
-    model = models.create(name, 10, shape, [0.0] * shape[0], [1.0] * shape[0]).eval()
-    images, labels = torch.rand(batch, *shape), torch.randint(10, (batch,))
-    contenders = steps(model, images, labels, eps)
-    theirs = their_step(model, images, labels, eps)
-    if theirs is not None:
-        ours = float(contenders["plain + crown-ibp"]().detach())
-        print(f"the same loss: {ours:.6f} ours, {float(theirs().detach()):.6f} auto_LiRPA")
-        contenders["auto_LiRPA crown-ibp"] = theirs
-    seconds = take_turns(contenders, list(model.parameters()), repeats)
+    ways = ["plain", "ibp", "plain + ibp", OURS]
+    contenders = {way: Contender(True, step, way, name, shape, batch, eps) for way in ways}
+    if is_there("auto_LiRPA"):
+        contenders[THEIRS] = Contender(False, step, THEIRS, name, shape, batch, eps)
+        ours, theirs = (contenders[way].ask(loss_of) for way in (OURS, THEIRS))
+        print(f"the same loss: {ours:.6f} ours, {theirs:.6f} auto_LiRPA")
+    seconds = take_turns(contenders, repeats)
     plain = statistics.mean(seconds["plain"])
     for contender, measured in seconds.items():
         mean, spread = statistics.mean(measured), statistics.stdev(measured)
         times = mean / plain
         print(f"{name:<10}{contender:<22}{mean:>9.4f} ± {spread:.4f} s{times:>8.2f} × plain  (n = {repeats})")
-    if theirs is not None:
-        ratio = statistics.mean(seconds["auto_LiRPA crown-ibp"]) / statistics.mean(seconds["plain + crown-ibp"])
+    if THEIRS in seconds:
+        ratio = statistics.mean(seconds[THEIRS]) / statistics.mean(seconds[OURS])
         print(f"{'':<10}{ratio:.2f} times as fast as auto_LiRPA: ours")
 
 
@@ -142,6 +168,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="with --certify: the folder with MNIST")
     options = parser.parse_args()
     torch.manual_seed(0)
+    keep_freed_memory()
     print(f"{os.cpu_count()} CPU cores, torch {torch.__version__} on {torch.get_num_threads()} threads")
     if not options.certify:
         train(options.network, tuple(options.shape), options.batch, float(options.eps), options.repeats)

@@ -6,7 +6,7 @@ Both ask the same network about the same image of 3 × 32 × 32 pixels under Gau
 - ours: `certify` with its defaults: noise on the grid of pixels, 64 rows at once, NHWC; and with bf16, whose
   certificate is that of the network in bf16.
 
-A line says the median of rounds in which all ways take turns, so that a busy machine slows all of them. Adaptive
+A line says the median of rounds in which all ways take turns, each in a process of its own (`turns.py`). Adaptive
 sampling is not in it: it takes fewer samples, not faster ones (docs/smoothing.md has its figures).
 
     python benchmarks/smoothing.py
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from turns import Contender, Work, seconds, take_turns
 
 from hydraprune import models, runtime
 from hydraprune.data import Split
@@ -46,31 +47,25 @@ def plain(network: nn.Module, image: torch.Tensor, samples: int) -> None:
             counts += torch.bincount(answers, minlength=10)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def plain_certificate(name: str, samples: int) -> Work:
+    torch.manual_seed(0)
+    network, image = models.create(name, 10, SHAPE).eval(), torch.rand(SHAPE)
+    return lambda: plain(network, image, samples)
+
+
+def our_certificate(name: str, samples: int, compute: Compute) -> Work:
+    torch.manual_seed(0)
+    network = models.create(name, 10, SHAPE).eval()
+    split = Split(torch.randint(0, 256, (1, *SHAPE), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    certification = Certification(sigma=SIGMA, n=samples - 100)
+    return lambda: smoothing.certify(network, split, certification, compute=compute)
 
 
 def compare(name: str, samples: int, rounds: int, batch_sizes: list[int]) -> None:
-    torch.manual_seed(0)
-    split = Split(torch.randint(0, 256, (1, *SHAPE), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
-    image = split.images[0] / 255
-    # Two networks, as `certify` brings the weights of its own into NHWC.
-    nchw, nhwc = (models.create(name, 10, SHAPE).eval() for _ in range(2))
-    certification = Certification(sigma=SIGMA, n=samples - 100)
-
-    def ours(compute: Compute) -> Callable[[], object]:
-        return lambda: smoothing.certify(nhwc, split, certification, compute=compute)
-
-    ways: dict[str, Callable[[], object]] = {"plain": lambda: plain(nchw, image, samples)}
-    ways |= {f"ours fp32, batch {size}": ours(Compute(size)) for size in batch_sizes}
-    ways["ours bf16"] = ours(Compute(bf16=True))
-    smoothing.certify(nhwc, split, Certification(sigma=SIGMA, n=100))  # tables of the noise, kernels
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for way, work in ways.items():
-            taken[way].append(seconds(work))
+    ways = {f"ours fp32, batch {size}": Compute(size) for size in batch_sizes} | {"ours bf16": Compute(bf16=True)}
+    contenders = {"plain": Contender(False, plain_certificate, name, samples)}
+    contenders |= {way: Contender(True, our_certificate, name, samples, compute) for way, compute in ways.items()}
+    taken = take_turns(contenders, rounds)
     for way, times in taken.items():
         middle = statistics.median(times)
         ratio = statistics.median(taken["plain"]) / middle

@@ -18,14 +18,11 @@ On bounds updates are those at the whole radius; those of crown-ibp keep their l
 """
 
 import argparse
-import contextlib
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +32,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from turns import Contender, Work, seconds, take_turns
 
-from hydraprune import models, sparsity
+from hydraprune import engine, models, sparsity
 from hydraprune.attacks import PGD, Eps
 from hydraprune.console import SilentProgress
 from hydraprune.data import Batches, Split
-from hydraprune.engine import SGD, Checkpointing, Hardware, Training, Work, train
-from hydraprune.engine.memory import keep_freed_memory
+from hydraprune.engine import SGD, Checkpointing, Hardware, Training, train
 from hydraprune.objectives import IBP, CrownIBP, MixTrain, Objective, Stability, Trades
 from hydraprune.paths import StagePaths
 
@@ -54,10 +51,9 @@ OBJECTIVES: dict[str, Objective] = {
     "crown-ibp": CrownIBP(eps=Eps("2/255"), warm_up=0.0, ramp=0.0, beta_end=1.0),
     "mixtrain": MixTrain(eps=Eps("2/255"), probability=1.0),
 }
-Update = Callable[[], object]
 
 
-def plain_update(name: str, objective: str, stage: str, split: Split, asked: float) -> Update:
+def plain_update(name: str, objective: str, stage: str, split: Split, asked: float) -> Work:
     """Return one update of the plain loop; for pgd50 one attack."""
     network = plain_loops.network_for(name, SHAPE, CLASSES, stage, asked)
     if objective == "pgd50":
@@ -68,7 +64,7 @@ def plain_update(name: str, objective: str, stage: str, split: Split, asked: flo
 
 def our_update(
     name: str, objective: str, stage: str, split: Split, asked: float | None, bf16: bool = False, updates: int = 1
-) -> Update:
+) -> Work:
     """Return `updates` updates of ours, of a network with masks or, with `asked` None, without."""
     hardware = Hardware(
         "cpu", "bf16-mixed" if bf16 else "32-true", channels_last=True, threads=torch.get_num_threads()
@@ -91,7 +87,7 @@ def our_update(
         )
     epoch = Split(split.images.repeat(updates, 1, 1, 1), split.labels.repeat(updates))
     batches = Batches(epoch, len(split), 0, channels_last=True)
-    work = Work(network, learning, OBJECTIVES[objective], batches, masks, None, 0)
+    work = engine.Work(network, learning, OBJECTIVES[objective], batches, masks, None, 0)
     once = Training(epochs=1, batch_size=len(split), optimiser=SGD(lr=1e-3, weight_decay=1e-4))
 
     def update() -> None:
@@ -121,71 +117,27 @@ def peak_flops() -> float:
     return 2 * 2048**3 / best
 
 
-def seconds(work: Update) -> float:
-    began = time.perf_counter()
+def grown(work: Work) -> float:
+    """Return by how many bytes the largest resident set of this process grows (Linux)."""
+
+    def largest() -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+
+    before = largest()
     work()
-    return time.perf_counter() - began
+    return largest() - before
 
 
-class Contender:
-    """One way of making an update, in a process of its own."""
-
-    def __init__(self, way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace) -> None:
-        new = multiprocessing.get_context("spawn")
-        self._here, there = new.Pipe()
-        self._process = new.Process(target=_serve, args=(way, cell, options, there), daemon=True)
-        self._process.start()
-        there.close()
-
-    def ask(self, what: str) -> float:
-        """Return "seconds" of an update, the "bytes" by which memory grows in the first, or its "flops"."""
-        self._here.send(what)
-        return float(self._here.recv())
-
-    def end(self) -> None:
-        self._here.close()
-        self._process.join()
+def flops(work: Work) -> float:
+    with Flops() as counter:
+        work()
+    return counter.total
 
 
-def _serve(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace, there: Any) -> None:
-    use_options(options)
-    if way == "plain" and options.plain_keeps_memory:
-        keep_freed_memory()
-    work = contender(way, cell, options)
-    with contextlib.suppress(EOFError):
-        while True:
-            what = there.recv()
-            if what == "seconds":
-                there.send(seconds(work))
-            elif what == "bytes":
-                before = largest()
-                work()
-                there.send(largest() - before)
-            else:
-                with Flops() as counter:
-                    work()
-                there.send(counter.total)
-
-
-def largest() -> int:
-    """Return the largest resident set of this process so far, in bytes (Linux)."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-
-
-def take_turns(contenders: dict[str, Contender], repeats: int, updates: int) -> dict[str, list[float]]:
-    """Return the seconds of one update in each repetition after the first; only ours make several at once."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(repeats + 1):
-        for name, process in contenders.items():
-            duration = process.ask("seconds") / (updates if name.startswith("ours") else 1)
-            if repeat:
-                taken[name].append(duration)
-    return taken
-
-
-def contender(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace) -> Update:
+def contender(way: str, cell: tuple[str, str, str, Split], options: argparse.Namespace) -> Work:
     """Return one update of a contender, or `--updates` at once if it is one of ours."""
+    use_options(options)
     name, objective, _, split = cell
     if way == "plain":
         return plain_update(*cell, options.sparsity)
@@ -209,13 +161,16 @@ def measure(name: str, objective: str, stage: str, options: argparse.Namespace, 
     ways += ["ours, dense"] if stage != "pretrain" and objective != "pgd50" else []
     ways += ["ours, bf16"] if options.bf16 else []
     ways += [] if options.no_plain else ["plain"]
-    contenders = {way: Contender(way, common, options) for way in ways}
+    contenders = {
+        way: Contender(way != "plain" or options.plain_keeps_memory, contender, way, common, options) for way in ways
+    }
     updates = updates_of(objective, options)
-    peaks = {way: int(one.ask("bytes")) for way, one in contenders.items()} if options.memory else None
-    flops = contenders["ours"].ask("flops")
-    taken = take_turns(contenders, options.repeats, updates)
-    for one in contenders.values():
-        one.end()
+    peaks = {way: int(one.ask(grown)) for way, one in contenders.items()} if options.memory else None
+    floor = contenders["ours"].ask(flops) / updates / peak
+    taken = take_turns(contenders, options.repeats)
+    for way in taken:
+        if way.startswith("ours"):  # the others make one at a time
+            taken[way] = [time / updates for time in taken[way]]
     middle = {way: statistics.median(times) for way, times in taken.items()}
     row: dict[str, object] = {
         "network": name,
@@ -224,7 +179,7 @@ def measure(name: str, objective: str, stage: str, options: argparse.Namespace, 
         "batch": options.batch,
         "seconds": middle,
         "all_seconds": taken,
-        "floor_seconds": flops / updates / peak,
+        "floor_seconds": floor,
     }
     if peaks is not None:
         row["peak_bytes"] = peaks

@@ -1,0 +1,74 @@
+"""Contenders that take turns: whatever else the machine does meets all of them.
+
+Each has a process of its own, for a process that keeps the memory that it frees (`Hardware.fabric`) does so for all
+that runs in it. Ours do, as the package's commands do; the others are as somebody's script would be.
+"""
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from hydraprune.engine.memory import keep_freed_memory
+
+Work = Callable[[], object]
+Measure = Callable[[Work], float]
+
+
+def seconds(work: Work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Contender:
+    """What `make(*arguments)` returns, in a process of its own; both must be what a new process can import.
+
+    Args:
+        keeps_memory: whether the process keeps the memory that it frees.
+        make: returns the work.
+    """
+
+    def __init__(self, keeps_memory: bool, make: Callable[..., Work], *arguments: object) -> None:
+        new = multiprocessing.get_context("spawn")
+        self._here, there = new.Pipe()
+        self._process = new.Process(
+            target=_serve, args=(there, torch.get_num_threads(), keeps_memory, make, arguments), daemon=True
+        )
+        self._process.start()
+        there.close()
+
+    def ask(self, measure: Measure) -> float:
+        """Return what the measure, a function that a new process can import, finds of the work."""
+        self._here.send(measure)
+        return float(self._here.recv())
+
+    def end(self) -> None:
+        self._here.close()
+        self._process.join()
+
+
+def _serve(there: Any, threads: int, keeps_memory: bool, make: Callable[..., Work], arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    if keeps_memory:
+        keep_freed_memory()
+    work = make(*arguments)
+    with contextlib.suppress(EOFError):
+        while True:
+            there.send(there.recv()(work))
+
+
+def take_turns(contenders: Mapping[str, Contender], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each in each repetition after the first, which does not count; then end all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(repeats + 1):
+        for name, contender in contenders.items():
+            duration = contender.ask(seconds)
+            if repeat:
+                taken[name].append(duration)
+    for contender in contenders.values():
+        contender.end()
+    return taken
