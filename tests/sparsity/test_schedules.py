@@ -36,6 +36,14 @@ def test_cubic_by_hand():
     assert [schedule.sparsity(0.8, p) for p in (0.0, 0.2, 0.45, 0.7, 1.0)] == pytest.approx([0, 0, 0.7, 0.8, 0.8])
 
 
+@pytest.mark.parametrize("schedule", [Cubic(), Steps()])
+@pytest.mark.parametrize("pattern", [Weights(), Blocks()])
+def test_a_sparsity_that_cannot_be_had_in_the_end_is_refused_before_the_search(schedule, pattern):
+    network = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(UserError, match="allocation keeps alive"):
+        prune(network, Hydra(), Global(min_kept=8), 0.95, pattern=pattern, schedule=schedule)
+
+
 def test_steps_remove_the_same_share_of_what_is_left_in_every_round():
     schedule = Steps(rounds=2)
     assert [schedule.sparsity(0.99, p) for p in (0.0, 0.49, 0.5, 0.99, 1.0)] == pytest.approx([0, 0, 0.9, 0.9, 0.99])

@@ -99,6 +99,9 @@ class MaskSet:
         self._plan = _Plan(allocation, begin, sparsity, pattern, schedule, live, start, sizes, prices)
         if isinstance(allocation, Learned):
             self._let_densities_learn(self._plan, allocation.least_density(sparsity))
+        elif schedule.gradual:
+            # What cannot be delivered in the end is said now, not after the search.
+            pattern.masks(allocation, self._importance(), max(sparsity, pattern.least_sparsity))
         self.update(0.0)
 
     def _let_densities_learn(self, plan: "_Plan", least: float) -> None:
