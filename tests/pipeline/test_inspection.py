@@ -28,6 +28,7 @@ def by_hand(tmp_path):
     save_file({"0.weight": weight}, pretrain.model)
     save_file({"0.weight": weight, "0.weight.mask": mask, "0.weight.scores": scores}, prune.model)
     io.write_json(pretrain.description, {"seed": 0})
+    io.write_json(pretrain.outcome, {})
     criterion = {"name": "hydra", "init": "magnitude"}
     spec = {"criterion": criterion, "allocation": {"name": "global"}, "sparsity": 0.5}
     io.write_json(prune.description, {"parent": "a", "prune": spec})
