@@ -126,6 +126,12 @@ def test_an_array_that_promises_more_than_it_holds_is_refused():
         unpickle_arrays(lying, SOURCE)
 
 
+@pytest.mark.parametrize("place", [b"r\xff\xff\xff\x5f", b"r\x02\x00\x00\x00", b"p1000000000\n"])
+def test_a_place_in_the_memo_that_would_fill_the_memory_is_refused(place):
+    with pytest.raises(DataError, match="it remembers a value at place"):
+        unpickle_arrays(b"}" + place + b".", SOURCE)
+
+
 def test_no_damage_to_a_file_gets_past_the_reader_as_another_error():
     """Every truncation and every damaged byte is data, a DataError, or a harmless change of a value.
 

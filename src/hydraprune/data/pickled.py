@@ -6,6 +6,7 @@ even that stands for code of this module, which accepts the numbers of an array 
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +45,7 @@ def unpickle_arrays(content: bytes | BinaryIO, source: Path) -> Any:
     """
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
+        _check_memo(stream)
         return _ArrayUnpickler(stream, encoding="bytes").load()
     except DataError as error:
         raise DataError(f"'{source}' is refused: {error}") from None
@@ -51,6 +53,15 @@ def unpickle_arrays(content: bytes | BinaryIO, source: Path) -> Any:
         raise DataError(f"'{source}' is not a readable pickle: {one_line(error)}") from None
     except OSError as error:
         raise DataError(f"cannot read '{source}': {error.strerror or error}") from None
+
+
+def _check_memo(stream: BinaryIO) -> None:
+    """Refuse a place in the memo beyond the opcodes before it: the unpickler would fill a table of that size."""
+    begin = stream.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= count:
+            raise DataError(f"it remembers a value at place {argument}, after {count} steps")
+    stream.seek(begin)
 
 
 def one_line(error: Exception) -> str:
