@@ -122,8 +122,5 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    cuda = state["cuda"]
-    if isinstance(cuda, list):  # as older checkpoints have it: of every device that was there
-        cuda = dict(enumerate(cuda)).get(torch.cuda.current_device()) if torch.cuda.is_available() else None
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
