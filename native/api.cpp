@@ -3,6 +3,7 @@
 // -1 no memory, -2 the network is too large, -3 no more threads, -4 a node does not fit the one that it reads.
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #include <system_error>
 
 #include "session.h"
@@ -160,6 +161,35 @@ EXPORT int hp_finish(Session* session) {
 EXPORT int hp_run(Session* session, const float* images, int batch, float* logits) {
     return guarded([&] {
         session->run(images, batch, logits);
+        return 0;
+    });
+}
+
+// Instead of hp_finish: plan the network and its gradient towards the images.
+EXPORT int hp_differentiate(Session* session) {
+    return guarded([&] {
+        try {
+            session->differentiate();
+        } catch (const std::invalid_argument&) {
+            return kMisfit;
+        }
+        return 0;
+    });
+}
+
+EXPORT uint64_t hp_tape_bytes(Session* session, int batch) { return session->tape_bytes(batch); }
+
+// `tape`, of hp_tape_bytes, takes what hp_backward needs of this pass; null keeps nothing.
+EXPORT int hp_forward(Session* session, const float* images, int batch, float* logits, uint8_t* tape) {
+    return guarded([&] {
+        session->forward(images, batch, logits, tape);
+        return 0;
+    });
+}
+
+EXPORT int hp_backward(Session* session, const float* gradients, int batch, const uint8_t* tape, float* images) {
+    return guarded([&] {
+        session->backward(gradients, batch, tape, images);
         return 0;
     });
 }

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "group_kernels.h"
+
 namespace hydraprune {
 
 // out[c * out_stride + i] = bias[c] + sum over taps t of c of weights[t] * base[offsets[t] + i], 0 <= i < vectors * lanes.
@@ -64,6 +66,7 @@ struct Kernels {
     void (*every_second)(const float* from, size_t from_pitch, float* out, int rows, int columns, const uint32_t* masks);
     void (*max_rows)(float* out, const float* row, size_t n);  // out = max(out, row)
     void (*sum_rows)(float* out, const float* row, size_t n);  // out += row
+    const GroupKernels group;
 };
 
 const Kernels* avx512_kernels();  // null where the build or the machine lacks it

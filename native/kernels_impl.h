@@ -3,7 +3,7 @@
 // standard library that has code in headers: inline functions compiled for one machine must not serve another.
 #include "kernels.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -289,6 +289,8 @@ void (*const dense_table[])(const DenseArgs&) = {
 #endif
 };
 
+#include "group_kernels_impl.h"
+
 }  // namespace
 
 #define QUOTED(x) #x
@@ -308,7 +310,7 @@ const Kernels* JOINED(KERNEL_SET, _kernels)() {
         NAME(KERNEL_SET), LANES, MOST_VECTORS, DENSE_VECTORS,
         {sparse_table<uint16_t>, sparse_table<uint32_t>}, dense_table, {sparse_dot<uint16_t>, sparse_dot<uint32_t>},
         dense_dot, shift,
-        relu, affine, add, max_pool, every, every_second, max_rows, sum_rows,
+        relu, affine, add, max_pool, every, every_second, max_rows, sum_rows, group_kernels,
     };
     return &table;
 }

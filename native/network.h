@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "span.h"
+
 namespace hydraprune {
 
 struct Shape {
@@ -21,12 +23,6 @@ struct Window {
         return kh == o.kh && kw == o.kw && sh == o.sh && sw == o.sw && ph == o.ph && pw == o.pw && dh == o.dh &&
                dw == o.dw;
     }
-};
-
-// Pixels [begin, end) of the input under one row or column of the output, and its factor in a mean.
-struct Span {
-    int begin, end;
-    float factor;
 };
 
 struct Node {

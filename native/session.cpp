@@ -32,6 +32,20 @@ std::unique_ptr<Session::Context> Session::idle_context() {
     return nullptr;
 }
 
+std::unique_ptr<Session::Context> Session::take_context() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (std::unique_ptr<Context> context = idle_context()) return context;
+    }
+    return std::make_unique<Context>(threads_);
+}
+
+void Session::give_back(std::unique_ptr<Context> context) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    most_floats_ = std::max(most_floats_, context->floats());
+    idle_.push_back(std::move(context));
+}
+
 namespace {
 
 // Floats that the packed weights of one network may take, for each kept weight and besides: a small file may ask for far
@@ -177,12 +191,7 @@ void Session::run_group(Context& context, const Group& group, const float* image
 
 void Session::run(const float* images, int batch, float* logits) {
     const size_t image = network_[0].shape.size(), classes = network_.back().shape.size();
-    std::unique_ptr<Context> context;
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        context = idle_context();
-    }
-    if (!context) context = std::make_unique<Context>(threads_);
+    std::unique_ptr<Context> context = take_context();
     for (int done = 0; done < batch;) {
         const Group* group;
         {
@@ -195,9 +204,41 @@ void Session::run(const float* images, int batch, float* logits) {
         else run_single(*context, images + done * image, logits + done * classes);
         done += count;
     }
-    std::lock_guard<std::mutex> lock(mutex_);
-    most_floats_ = std::max(most_floats_, context->floats());
-    idle_.push_back(std::move(context));
+    give_back(std::move(context));
+}
+
+void Session::differentiate() { gradient_ = std::make_unique<Gradient>(network_, kernels_); }
+
+size_t Session::tape_bytes(int batch) const {
+    return (static_cast<size_t>(batch) + gradient_->lanes() - 1) / gradient_->lanes() * gradient_->tape_bytes();
+}
+
+// Calls work(first image, images, number of the group, arena) for each group, on all threads.
+template <class Work>
+void Session::by_groups(int batch, const Work& work) {
+    const int lanes = gradient_->lanes(), groups = (batch + lanes - 1) / lanes;
+    std::unique_ptr<Context> context = take_context();
+    at_least(context->arenas, std::max<size_t>(context->arenas.size(), std::min(threads_, std::max(groups, 1))),
+             gradient_->arena_floats());
+    context->team.run(groups, [&](int group, int thread) {
+        const int first = group * lanes;
+        work(first, std::min(lanes, batch - first), group, context->arenas[thread].data);
+    });
+    give_back(std::move(context));
+}
+
+void Session::forward(const float* images, int batch, float* logits, uint8_t* tape) {
+    by_groups(batch, [&](int first, int count, size_t group, float* arena) {
+        gradient_->forward(images + first * gradient_->image_floats(), count, logits + first * gradient_->logits(),
+                           tape ? tape + group * gradient_->tape_bytes() : nullptr, arena);
+    });
+}
+
+void Session::backward(const float* gradients, int batch, const uint8_t* tape, float* images) {
+    by_groups(batch, [&](int first, int count, size_t group, float* arena) {
+        gradient_->backward(gradients + first * gradient_->logits(), count, tape + group * gradient_->tape_bytes(),
+                            images + first * gradient_->image_floats(), arena);
+    });
 }
 
 Session::Memory Session::memory() {

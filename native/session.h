@@ -4,6 +4,7 @@
 #include <mutex>
 #include <vector>
 
+#include "gradient.h"
 #include "program.h"
 
 namespace hydraprune {
@@ -25,6 +26,11 @@ class Session {
     Network& network() { return network_; }
     void finish();
     void run(const float* images, int batch, float* logits);
+    // Instead of finish and run: logits, and from gradients towards them those towards the images.
+    void differentiate();
+    size_t tape_bytes(int batch) const;
+    void forward(const float* images, int batch, float* logits, uint8_t* tape);
+    void backward(const float* gradients, int batch, const uint8_t* tape, float* images);
 
     struct Memory {
         size_t weights, activations;
@@ -50,6 +56,10 @@ class Session {
     };
 
     std::unique_ptr<Context> idle_context();
+    std::unique_ptr<Context> take_context();
+    void give_back(std::unique_ptr<Context> context);
+    template <class Work>
+    void by_groups(int batch, const Work& work);
     Plane image_plane() const;
     const Group* group_for(int images);
     std::unique_ptr<Group> plan_group(int lanes) const;
@@ -63,6 +73,7 @@ class Session {
     Network network_;
     std::unique_ptr<Program> single_;
     std::unique_ptr<Group> group_;
+    std::unique_ptr<Gradient> gradient_;
     bool grouped_ = false;  // whether that has been planned
     std::mutex mutex_;
     std::vector<std::unique_ptr<Context>> idle_;

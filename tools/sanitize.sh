@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 shift
-[ $# -gt 0 ] || set -- -m "not slow" tests/runtime/test_{session,any_network,hostile_networks}.py
+[ $# -gt 0 ] || set -- -m "not slow" tests/runtime/test_{session,any_network,gradient,hostile_networks}.py
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for source in native/*.cpp; do

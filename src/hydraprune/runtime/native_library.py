@@ -41,6 +41,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "hp_finish": (_INT, [_POINTER]),
     "hp_run": (_INT, [_POINTER, _POINTER, _INT, _POINTER]),
+    "hp_differentiate": (_INT, [_POINTER]),
+    "hp_tape_bytes": (ctypes.c_uint64, [_POINTER, _INT]),
+    "hp_forward": (_INT, [_POINTER, _POINTER, _INT, _POINTER, _POINTER]),
+    "hp_backward": (_INT, [_POINTER, _POINTER, _INT, _POINTER, _POINTER]),
     "hp_memory": (None, [_POINTER, _POINTER]),
     "hp_method": (ctypes.c_char_p, [_POINTER, _INT]),
 }
@@ -71,13 +75,14 @@ def available_kernels() -> tuple[str, ...]:
     return () if loaded is None else tuple(name for name in KERNELS if loaded.hp_kernels(name.encode()))
 
 
-class NativeEngine:
-    """A planned network. `run` may be called from several threads at once."""
+class _Native:
+    """The steps of a network in the compiled library; what is made of them is for subclasses to say."""
 
     def __init__(self, steps: Sequence[Step], kernels: str, threads: int) -> None:
         self.kernels = kernels
-        self._library = library()
-        assert self._library is not None
+        found = library()
+        assert found is not None
+        self._library = found
         self._session = self._library.hp_new(kernels.encode(), threads)
         if not self._session:
             raise HydrapruneError(f"no memory for a session with the kernels '{kernels}'")
@@ -85,36 +90,13 @@ class NativeEngine:
         self._shapes = [step.shape for step in steps]
         for step in steps:
             self._check(self._append(step))
-        self._check(self._library.hp_finish(self._session))
-        self.methods = tuple(
-            self._library.hp_method(self._session, number).decode()
-            for number, step in enumerate(steps)
-            if isinstance(step, Weighted)
-        )
 
     def __del__(self) -> None:
         if getattr(self, "_session", None):
-            assert self._library is not None
             self._library.hp_free(self._session)
-
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map contiguous images (batch, channels, height, width) to logits (batch, classes)."""
-        assert self._library is not None
-        logits = np.empty((len(images), self._classes), np.float32)
-        if len(images):
-            self._check(self._library.hp_run(self._session, images.ctypes.data, len(images), logits.ctypes.data))
-        return logits
-
-    def memory_bytes(self) -> tuple[int, int]:
-        """Return the bytes of weights and of activations that calls so far have needed."""
-        assert self._library is not None
-        sizes = np.zeros(2, np.uint64)
-        self._library.hp_memory(self._session, sizes.ctypes.data)
-        return int(sizes[0]), int(sizes[1])
 
     def _append(self, step: Step) -> int:
         library = self._library
-        assert library is not None
         held: list[NDArray[Any]] = []  # alive until the call is over
 
         def pointer(array: NDArray[Any] | None, dtype: type) -> int | None:
@@ -167,3 +149,73 @@ class NativeEngine:
     def _check(self, code: int) -> None:
         if code < 0:
             raise HydrapruneError(f"the sparse runtime cannot run this network: {_REASONS[code]}")
+
+
+class NativeEngine(_Native):
+    """A planned network. `run` may be called from several threads at once."""
+
+    def __init__(self, steps: Sequence[Step], kernels: str, threads: int) -> None:
+        super().__init__(steps, kernels, threads)
+        self._check(self._library.hp_finish(self._session))
+        self.methods = tuple(
+            self._library.hp_method(self._session, number).decode()
+            for number, step in enumerate(steps)
+            if isinstance(step, Weighted)
+        )
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map contiguous images (batch, channels, height, width) to logits (batch, classes)."""
+        logits = np.empty((len(images), self._classes), np.float32)
+        if len(images):
+            self._check(self._library.hp_run(self._session, images.ctypes.data, len(images), logits.ctypes.data))
+        return logits
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return the bytes of weights and of activations that calls so far have needed."""
+        sizes = np.zeros(2, np.uint64)
+        self._library.hp_memory(self._session, sizes.ctypes.data)
+        return int(sizes[0]), int(sizes[1])
+
+
+class NativeGradient(_Native):
+    """A network and its gradient towards the images; both may be called from several threads at once.
+
+    An image gives the same bits in every batch, at every place in it.
+    """
+
+    def __init__(self, steps: Sequence[Step], kernels: str, threads: int) -> None:
+        super().__init__(steps, kernels, threads)
+        self._check(self._library.hp_differentiate(self._session))
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map contiguous images (batch, channels, height, width) to logits (batch, classes)."""
+        return self._forward(images, None)
+
+    def taped(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Return the logits, and the tape that `gradient` needs of this pass."""
+        tape = np.empty(self._library.hp_tape_bytes(self._session, len(images)), np.uint8)
+        return self._forward(images, tape), tape
+
+    def gradient(self, towards: NDArray[np.float32], tape: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return Σ_k g_k · ∂z_k/∂x for each image.
+
+        Args:
+            towards: g, contiguous (batch, classes).
+            tape: of the pass that computed the logits z.
+
+        Returns:
+            (batch, channels, height, width). Where ReLU is 0 so is its derivative; a maximum's goes to the first of
+            several.
+        """
+        images = np.empty((len(towards), *self._shapes[0]), np.float32)
+        arguments = towards.ctypes.data, len(towards), tape.ctypes.data, images.ctypes.data
+        if len(towards):
+            self._check(self._library.hp_backward(self._session, *arguments))
+        return images
+
+    def _forward(self, images: NDArray[np.float32], tape: NDArray[np.uint8] | None) -> NDArray[np.float32]:
+        logits = np.empty((len(images), self._classes), np.float32)
+        arguments = images.ctypes.data, len(images), logits.ctypes.data, None if tape is None else tape.ctypes.data
+        if len(images):
+            self._check(self._library.hp_forward(self._session, *arguments))
+        return logits
