@@ -1,6 +1,7 @@
 """Seconds of an optimiser update: ours with masks, ours without, and the original's loop written down plainly.
 
-- ours: `hydraprune.engine.train`, NHWC, masks by threshold once for each update, clean logits once for each batch.
+- ours: `hydraprune.engine.train`, NHWC, masks by threshold once for each update, clean logits once for each batch,
+  attacks without removed weights (`--torch-attacks`: on torch).
 - ours, dense: the same objective on the same network without masks: what pruning costs on top.
 - plain: what the papers describe and their published code does, in `plain_loops.py`. pgd50 is an attack alone, of 50
   steps on one batch.
@@ -25,7 +26,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import plain_loops
 import torch
@@ -63,12 +64,19 @@ def plain_update(name: str, objective: str, stage: str, split: Split, asked: flo
 
 
 def our_update(
-    name: str, objective: str, stage: str, split: Split, asked: float | None, bf16: bool = False, updates: int = 1
+    name: str,
+    objective: str,
+    stage: str,
+    split: Split,
+    asked: float | None,
+    bf16: bool = False,
+    updates: int = 1,
+    torch_attacks: bool = False,
 ) -> Work:
     """Return `updates` updates of ours, of a network with masks or, with `asked` None, without."""
-    hardware = Hardware(
-        "cpu", "bf16-mixed" if bf16 else "32-true", channels_last=True, threads=torch.get_num_threads()
-    )
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if bf16 else "32-true"
+    sparse = False if torch_attacks else None
+    hardware = Hardware("cpu", precision, channels_last=True, threads=torch.get_num_threads(), sparse_attacks=sparse)
     fabric = hardware.fabric()
     network = hardware.place(models.create(name, CLASSES, SHAPE))
     learning, masks = [p for p in network.parameters() if p.requires_grad], None
@@ -79,7 +87,8 @@ def our_update(
         else:
             masks.fix()
     if objective == "pgd50":
-        network = fabric.setup_module(sparsity.bake(network).eval().requires_grad_(False))
+        network = sparsity.bake(network).eval().requires_grad_(False)
+        network = fabric.setup_module(hardware.attacks.on(network, SHAPE, fabric.device))
         images = (split.images / 255).contiguous(memory_format=torch.channels_last)
         attack = PGD("linf", EPS, 50, Eps("2/255"))
         return lambda: attack.perturb(
@@ -87,7 +96,7 @@ def our_update(
         )
     epoch = Split(split.images.repeat(updates, 1, 1, 1), split.labels.repeat(updates))
     batches = Batches(epoch, len(split), 0, channels_last=True)
-    work = engine.Work(network, learning, OBJECTIVES[objective], batches, masks, None, 0)
+    work = engine.Work(network, learning, OBJECTIVES[objective], batches, masks, None, 0, attacks=hardware.attacks)
     once = Training(epochs=1, batch_size=len(split), optimiser=SGD(lr=1e-3, weight_decay=1e-4))
 
     def update() -> None:
@@ -143,7 +152,8 @@ def contender(way: str, cell: tuple[str, str, str, Split], options: argparse.Nam
         return plain_update(*cell, options.sparsity)
     if way == "ours, dense":
         return our_update(name, objective, "pretrain", split, None, updates=updates_of(objective, options))
-    return our_update(*cell, options.sparsity, bf16=way == "ours, bf16", updates=updates_of(objective, options))
+    bf16, updates = way == "ours, bf16", updates_of(objective, options)
+    return our_update(*cell, options.sparsity, bf16, updates, options.torch_attacks)
 
 
 def updates_of(objective: str, options: argparse.Namespace) -> int:
@@ -210,7 +220,7 @@ def profile(name: str, objective: str, stage: str, options: argparse.Namespace) 
     split = Split(
         torch.randint(0, 256, (options.batch, *SHAPE), dtype=torch.uint8), torch.randint(CLASSES, (options.batch,))
     )
-    update = our_update(name, objective, stage, split, options.sparsity)
+    update = our_update(name, objective, stage, split, options.sparsity, options.bf16, 1, options.torch_attacks)
     update()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         update()
@@ -245,6 +255,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1, help="of ours at once; short ones need more")
     parser.add_argument("--threads", type=int, default=0, help="0 takes torch's own choice")
     parser.add_argument("--bf16", action="store_true", help="also ours in bfloat16")
+    parser.add_argument("--torch-attacks", action="store_true", help="ours without sparse_attacks")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain loop out")
     parser.add_argument(
         "--plain-keeps-memory", action="store_true", help="the plain loop, too, keeps the memory that it frees"

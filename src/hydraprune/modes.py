@@ -2,9 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import nn
+
+_IMAGES_ONLY: ContextVar[bool] = ContextVar("images_only", default=False)
 
 
 @contextlib.contextmanager
@@ -18,6 +21,25 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def attack_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode and promise that inside, gradients are asked for of images only.
+
+    A network may then leave out what gradients towards its weights need.
+    """
+    token = _IMAGES_ONLY.set(True)
+    try:
+        with eval_mode(model):
+            yield
+    finally:
+        _IMAGES_ONLY.reset(token)
+
+
+def images_only() -> bool:
+    """Whether `attack_mode` holds here."""
+    return _IMAGES_ONLY.get()
 
 
 @contextlib.contextmanager

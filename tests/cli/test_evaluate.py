@@ -165,3 +165,25 @@ def test_a_real_signal_in_the_middle_of_autoattack_is_answered_with_75(weights, 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert state.exists()
+
+
+@pytest.mark.parametrize("attack", ["pgd10x2", "apgd-t", "fab-t", "square"])
+def test_attacks_without_removed_weights_find_what_torch_finds(capsys, attack):
+    words = ["evaluate", "zoo:digits-cnn_tiny-99", "--attack", attack, "--n", "40", "--threads", "1", "--json"]
+    found = [
+        result_of(capsys, [*words, "--sanity", "false", "--sparse_attacks", asked])
+        for asked in ("true", "false", "null")
+    ]
+    for one in found:
+        assert one["benign_accuracy"] == found[0]["benign_accuracy"]
+        assert abs(one["robust_accuracy"] - found[0]["robust_accuracy"]) <= 1 / 40
+        assert one["refused"] == 0
+
+
+def test_kernels_for_attacks_that_are_missing_are_refused_only_where_they_are_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr("hydraprune.export.sparse_gradients.available_kernels", lambda: ())
+    words = ["evaluate", "zoo:digits-cnn_tiny-99", "--attack", "pgd1x1", "--n", "3", "--threads", "1", "--json"]
+    assert main([*words, "--sparse-attacks", "true"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("hydraprune: sparse_attacks: hydraprune was installed without a C++ compiler")
+    assert result_of(capsys, words)["n"] == 3

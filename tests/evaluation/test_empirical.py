@@ -322,3 +322,24 @@ def test_a_protocol_is_described_in_full_beside_its_result():
 def test_the_first_examples_are_the_first():
     examples = Adversarial(*(torch.arange(5) for _ in range(5)))
     assert all(value.tolist() == [0, 1] for value in vars(examples.first(2)).values())
+
+
+def test_what_is_attacked_in_place_of_the_model_decides_where_attacks_go_and_nothing_else():
+    model = linear()
+    split = labelled(model, gray(60), wrong=6)
+
+    class Liar(nn.Module):
+        """Calls everything fooled, and its gradient shows nowhere."""
+
+        def forward(self, images):
+            wrong = torch.where(split.labels[:1] == 0, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+            return wrong.expand(len(images), 2) + 0.0 * images.flatten(1).sum(1, keepdim=True)
+
+    honest = evaluate(model, split, LINF, batch_size=60)
+    same = evaluate(model, split, LINF, batch_size=60, attacked=linear())
+    assert torch.equal(honest.robust, same.robust)
+    lied = evaluate(model, split, LINF, batch_size=60, attacked=Liar())
+    assert torch.equal(lied.benign, honest.benign)
+    assert lied.refused > 0
+    assert not (lied.benign & ~lied.robust & honest.robust).any()
+    assert lied.robust.sum() > honest.robust.sum()

@@ -348,7 +348,7 @@ def test_the_seconds_of_an_evaluation_count_those_before_it_was_stopped(quick, t
     attack = empirical._attack
 
     def stopping(*arguments):
-        if clock["tick"] == 100.0 and arguments[5] == 1:
+        if clock["tick"] == 100.0 and arguments[6] == 1:
             raise Interrupted("stop")
         attack(*arguments)
 

@@ -111,6 +111,24 @@ def test_a_compiled_network_is_another_stage_and_not_for_bounds(tiny, tmp_path):
     assert complaint.endswith("set hardware.compile to false")
 
 
+def test_sparse_attacks_that_are_asked_for_are_another_search_and_exclude_what_they_cannot_be_had_with(
+    tiny, tmp_path
+):
+    project = open_project(tiny, tmp_path)
+    assert "sparse_attacks" not in descriptions.prune_stage(project).description
+    for asked in (True, False):
+        hardware = replace(tiny.hardware, sparse_attacks=asked)
+        changed = replace(project, recipe=replace(tiny, hardware=hardware))
+        assert descriptions.prune_stage(changed).description["sparse_attacks"] is asked
+        assert descriptions.pretrain_stage(changed).key == descriptions.pretrain_stage(project).key
+    hardware = replace(tiny.hardware, sparse_attacks=True, compile=True, accelerator="cuda")
+    asked = replace(tiny, objective=CrownIBP(eps=Eps("0.01")), hardware=hardware)
+    found = "; ".join(asked.complaints())
+    assert "hardware.sparse_attacks is for objectives that run the network; CrownIBP goes through it" in found
+    assert "hardware.sparse_attacks and hardware.compile are two ways" in found
+    assert "hardware.sparse_attacks is for a CPU" in found
+
+
 def test_an_option_that_is_off_is_in_no_description_and_one_that_is_on_is(tiny, tmp_path):
     project = open_project(tiny, tmp_path)
     described = [stage(project).description for stage in (descriptions.pretrain_stage, descriptions.prune_stage)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hydraprune.attacks.norms import NORMS
-from hydraprune.modes import eval_mode
+from hydraprune.modes import attack_mode
 from hydraprune.registry import Registry
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -104,7 +104,7 @@ def run_autoattack(
     make, size = AUTOATTACK[name], NORMS[norm]
     if not eps > 0:
         return images
-    with eval_mode(model), _frozen(model), _own_randomness():
+    with attack_mode(model), _frozen(model), _own_randomness():
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
         if classes < 2:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hydraprune.attacks.eps import Eps
 from hydraprune.attacks.norms import NORMS
 from hydraprune.errors import UserError
-from hydraprune.modes import eval_mode
+from hydraprune.modes import attack_mode
 
 LossFn = Callable[[Tensor], Tensor]
 Watch = Callable[[Tensor, Tensor], None]
@@ -85,7 +85,7 @@ class PGD:
         adversarial = images
         if self.random_start:
             adversarial = (images + norm.random_start(images, self.eps, generator)).clamp(0.0, 1.0)
-        with eval_mode(model), torch.enable_grad():
+        with attack_mode(model), torch.enable_grad():
             for _ in range(self.steps):
                 adversarial = adversarial.detach().requires_grad_()
                 logits = model(adversarial)

@@ -41,6 +41,8 @@ class Options(TargetOptions):
         model_card: a .json file for a model card in the form of RobustBench.
         accelerator: auto, cpu or cuda.
         threads: CPU threads; 0 takes OMP_NUM_THREADS or else every core.
+        sparse_attacks: attack on kernels that leave out removed weights: true, false, or none: on a CPU, where that
+            is faster. What they find is judged by torch.
         workers: processes that decode image files; images in memory need none.
         json: print one JSON object on stdout instead of a table.
     """
@@ -57,6 +59,7 @@ class Options(TargetOptions):
     model_card: Path | None = None
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
+    sparse_attacks: bool | None = None
     workers: int = 0
     json: bool = False
 
@@ -66,7 +69,8 @@ def command(name: str, words: Sequence[str]) -> int:
     options = parse(Options, f"hydraprune {name}", words)
     check_seed(options.seed)
     check_writable(options.save_adversarial, options.model_card)
-    fabric = Hardware(accelerator=options.accelerator, threads=options.threads).fabric()
+    hardware = Hardware(options.accelerator, threads=options.threads, sparse_attacks=options.sparse_attacks)
+    fabric = hardware.fabric()
     target = options.open()
     protocol = protocol_from_name(options.attack, *target.ball(options.norm, options.eps))
     split = target.dataset.test if options.n is None else data.first(target.dataset.test, options.n)
@@ -74,8 +78,9 @@ def command(name: str, words: Sequence[str]) -> int:
     identity = evaluation.identity(target.model, split, protocol, options.batch_size, options.seed, keep)
     state = options.state_of("evaluate", identity, options.state)
     with graceful(), TerminalProgress() as progress:
+        model = fabric.to_device(target.model)
         measured = evaluation.evaluate(
-            fabric.to_device(target.model),
+            model,
             split,
             protocol,
             batch_size=options.batch_size,
@@ -88,6 +93,7 @@ def command(name: str, words: Sequence[str]) -> int:
             progress=progress,
             title=target.name,
             check=check_stop,
+            attacked=hardware.attacks.on(model, target.architecture.in_shape, fabric.device, progress.say),
         )
     result = _result(target, protocol, measured)
     if options.save_adversarial is not None:

@@ -11,6 +11,7 @@ from hydraprune.engine.optimisers import OPTIMISERS, SGD, Adam, Optimiser
 from hydraprune.engine.perturbation import AWP
 from hydraprune.engine.savings import Checkpointing, Savings
 from hydraprune.engine.schedules import SCHEDULES, Constant, Cosine, OneCycle, Schedule
+from hydraprune.engine.sparse_attacks import SparseAttacks, sparse_attacks_complaint
 from hydraprune.engine.stopping import check_stop, graceful, request_stop, stop_requested
 from hydraprune.engine.training import Distillation, Training, Work
 
@@ -33,6 +34,7 @@ __all__ = [
     "RunningAverage",
     "Savings",
     "Schedule",
+    "SparseAttacks",
     "StageLog",
     "Training",
     "Work",
@@ -47,6 +49,7 @@ __all__ = [
     "read_log",
     "recalibrate",
     "request_stop",
+    "sparse_attacks_complaint",
     "stop_requested",
     "train",
 ]

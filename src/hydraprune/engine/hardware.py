@@ -12,6 +12,7 @@ from torch import nn
 
 from hydraprune.engine.group import Replicated
 from hydraprune.engine.memory import keep_freed_memory
+from hydraprune.engine.sparse_attacks import SparseAttacks
 from hydraprune.errors import UserError
 
 _MOST_THREADS = 1024
@@ -31,6 +32,8 @@ class Hardware:
         threads: CPU threads; 0 takes OMP_NUM_THREADS, or every core where that is not set.
         deterministic: let torch use only algorithms that give the same bits each time, and refuse where it has none;
             needed on a GPU, where some sums otherwise run in any order. On a CPU they are the same without it.
+        sparse_attacks: attack pruned networks on kernels that leave out what was removed, in float32: true, false, or
+            none: on a CPU, where that is faster. In training and in evaluations; torch judges what the latter find.
         compile: train through torch.compile: fewer passes over memory, after a minute or so of compiling at the start
             of each stage. Not for objectives on bounds; on a CPU it needs a C++ compiler.
         data_workers: processes that decode image files ahead of training; none takes one for each thread, 0 decodes
@@ -43,7 +46,13 @@ class Hardware:
     threads: int = 0
     deterministic: bool = False
     compile: bool = False
+    sparse_attacks: bool | None = None
     data_workers: int | None = None
+
+    @property
+    def attacks(self) -> SparseAttacks:
+        """When attacks leave out what masks remove."""
+        return SparseAttacks(self.sparse_attacks, self.precision == "bf16-mixed")
 
     @property
     def workers(self) -> int:

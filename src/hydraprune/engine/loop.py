@@ -86,10 +86,7 @@ def _train(
     group = Group(fabric)
     seed_everything(work.seed, group.rank)
     model = fabric.setup_module(work.model)
-    run = model
-    if work.compile:
-        check_compilable(work.objective, fabric.device)
-        run = fabric.setup_module(Compiled(work.model))
+    run = _runner(work, model, fabric, progress)
     work = replace(work, objective=_with_teacher(work, training, fabric))
     raw_optimiser = training.optimiser.build(work.groups(training.optimiser.lr))
     optimiser = cast("torch.optim.Optimizer", fabric.setup_optimizers(raw_optimiser))
@@ -136,6 +133,17 @@ def _train(
     if work.masks is not None and training.epochs == 0:
         work.masks.update()  # a sparsity that rises over the stage is reached in no epochs too
     return state.history, keeper.seconds()
+
+
+def _runner(work: Work, model: nn.Module, fabric: Fabric, progress: Progress) -> nn.Module:
+    """Return what the objective is handed: the model, compiled or with kernels of its own for attacks if so asked."""
+    own: nn.Module | None = None
+    if work.compile:
+        check_compilable(work.objective, fabric.device)
+        own = Compiled(work.model)
+    elif work.masks is not None and not work.objective.more_than_outputs:
+        own = work.attacks.on(work.model, work.batches.split.in_shape, fabric.device, progress.say)
+    return model if own is None or own is work.model else fabric.setup_module(own)
 
 
 def _announce(course: str, title: str, progress: Progress) -> None:

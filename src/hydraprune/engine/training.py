@@ -12,6 +12,7 @@ from hydraprune.engine.health import OnNan
 from hydraprune.engine.optimisers import SGD, Optimiser
 from hydraprune.engine.perturbation import AWP
 from hydraprune.engine.schedules import Cosine, Schedule
+from hydraprune.engine.sparse_attacks import SparseAttacks
 from hydraprune.objectives import Objective
 from hydraprune.sparsity import MaskSet
 
@@ -85,6 +86,7 @@ class Work:
         score_lr: learning rate of what a search trains, where weights learn beside it at the optimiser's; none is
             that of the optimiser for all.
         compile: whether the network of the updates is compiled; `validate` gets the one that is not.
+        attacks: when attacks on a network with masks leave out what these remove; never on a compiled one.
     """
 
     model: nn.Module
@@ -97,6 +99,7 @@ class Work:
     teacher: nn.Module | None = None
     score_lr: float | None = None
     compile: bool = False
+    attacks: SparseAttacks = SparseAttacks()
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the parameters as groups of an optimiser whose rate is `lr`; each has its "share" of that.

@@ -40,6 +40,7 @@ def evaluate(
     title: str = "evaluate",
     check: Callable[[], None] = lambda: None,
     share: Share = ALONE,
+    attacked: nn.Module | None = None,
 ) -> Empirical:
     """Attack every image of `split` that the model classifies rightly.
 
@@ -62,6 +63,8 @@ def evaluate(
         title: of the bar.
         check: called before each batch, round and forward pass of an attack; may raise to stop.
         share: which batches are this process's, where several evaluate together; all return the same.
+        attacked: what the attacks run on in place of the model: the same function, sooner computed. Every prediction
+            that counts is the model's.
 
     Raises:
         UserError: the split is empty, or the model's logits or gradients are NaN or infinite, for an image or under
@@ -84,7 +87,7 @@ def evaluate(
         bar = (progress or SilentProgress()).task(title, share.count(len(batches)), tally.batches)
         try:
             with bar as shown:
-                for _ in _rounds(model, batches, protocol, tally, keep, check, shown, share):
+                for _ in _rounds(model, attacked or model, batches, protocol, tally, keep, check, shown, share):
                     if state is not None and state.due():
                         save()
             result = _result(_together(tally, share, len(split), batch_size, keep))
@@ -114,6 +117,7 @@ def identity(
 
 def _rounds(
     model: nn.Module,
+    attacked: nn.Module,
     batches: Batches,
     protocol: AttackProtocol,
     tally: Tally,
@@ -135,7 +139,7 @@ def _rounds(
                 break
             check()
             seed = derived_generator("evaluation", batches.seed, number, index).initial_seed()
-            _attack(model, batch, now, rows, protocol, index, seed, number, check)
+            _attack(model, attacked, batch, now, rows, protocol, index, seed, number, check)
             now.rounds = index + 1
             bar.note(f"{_bound(tally, now)} after {protocol.rounds[index]}")
             yield
@@ -162,6 +166,7 @@ def _moved(saved: BatchTally, batch: Batch) -> BatchTally:
 
 def _attack(
     model: nn.Module,
+    attacked: nn.Module,
     batch: Batch,
     now: BatchTally,
     rows: Tensor,
@@ -174,7 +179,7 @@ def _attack(
     """Run one round on `rows` of the batch and note what it found and the check confirmed."""
     where = f"under attack in batch {number}"
     images, labels = batch.images[rows], batch.labels[rows]
-    candidates, found = protocol.candidates(Guarded(model, where, check), images, labels, index, seed)
+    candidates, found = protocol.candidates(Guarded(attacked, where, check), images, labels, index, seed)
     again = _predict(model, candidates, where)
     fooled = again != labels
     norm, eps = protocol.threat

@@ -6,12 +6,14 @@ from hydraprune.export.hydra_checkpoint import HydraCheckpoint, hydra_statistics
 from hydraprune.export.onnx import save_onnx
 from hydraprune.export.size import dense_size_bytes
 from hydraprune.export.sparse import SparseNetwork
+from hydraprune.export.sparse_gradients import SparseGradients
 from hydraprune.export.state_dict import load_state_dict, save_state_dict
 
 __all__ = [
     "Architecture",
     "CompactNetwork",
     "HydraCheckpoint",
+    "SparseGradients",
     "SparseNetwork",
     "dense_size_bytes",
     "hydra_statistics",

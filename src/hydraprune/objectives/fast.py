@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hydraprune.attacks import NORMS, Eps
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
-from hydraprune.modes import eval_mode
+from hydraprune.modes import attack_mode, eval_mode
 from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, WithCrossEntropy, repeatable, rising
 
 
@@ -94,7 +94,7 @@ class FastAT(WithCrossEntropy):
         """Return the attacked images, in [0, 1]; the model is in eval mode meanwhile."""
         norm = NORMS[self.norm]
         start = (batch.images + norm.random_start(batch.images, self.noise * eps)).clamp(0.0, 1.0)
-        with eval_mode(model):
+        with attack_mode(model):
             gradient = input_gradient(model, start, batch.labels)
         perturbation = start - batch.images + self.step * eps * norm.normalize(gradient)
         if self.clip:

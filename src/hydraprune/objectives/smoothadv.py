@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hydraprune.attacks import NORMS, PGD, Eps, per_image
 from hydraprune.data import Batch
 from hydraprune.errors import UserError
-from hydraprune.modes import eval_mode
+from hydraprune.modes import attack_mode
 from hydraprune.objectives.base import OBJECTIVES, Loss, StageProgress, correct_count, repeatable, rising
 from hydraprune.objectives.gaussian import Smoothed, check_samples, copies_of
 
@@ -102,7 +102,7 @@ class SmoothAdv(Smoothed):
         images = batch.images.detach()
         adversarial, nearest = images, _Nearest(images)
         size = images.new_full((len(images),), eps)
-        with eval_mode(smoothed), torch.enable_grad():
+        with attack_mode(smoothed), torch.enable_grad():
             for step in range(self.steps):
                 adversarial = adversarial.detach().requires_grad_()
                 log_mean = self._log_mean(smoothed(adversarial))

@@ -149,7 +149,10 @@ def prune(
             teacher = fabric.to_device(hardware.place(masking.bake(model))) if training.distillation.on else None
             seen = batches(training)
             score_lr, compiled = recipe.score_lr, hardware.compile
-            work = Work(pruned, parameters, recipe.objective, seen, masks, None, seed, teacher, score_lr, compiled)
+            objective_now, attacks = recipe.objective, hardware.attacks
+            work = Work(
+                pruned, parameters, objective_now, seen, masks, None, seed, teacher, score_lr, compiled, attacks
+            )
             paths = StagePaths(io.make_folder(Path(folder) / title))
             train(work, training, fabric, paths, progress or SilentProgress(), title)
             masks.fix()

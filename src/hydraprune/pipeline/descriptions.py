@@ -83,9 +83,13 @@ def prune_stage(project: Project) -> Stage:
             del prune[name]
     if prune["allocation"].get("min_per_output") == 0:
         del prune["allocation"]["min_per_output"]
-    own = {} if recipe.pretrain_objective is None else {"objective": _described_objective(recipe.objective)}
+    own: dict[str, Any] = {}
+    if recipe.pretrain_objective is not None:
+        own["objective"] = _described_objective(recipe.objective)
     spec, training = recipe.prune, recipe.prune_training
     own |= _selection(project, training) if spec.trains else {}
+    if recipe.hardware.sparse_attacks is not None:
+        own["sparse_attacks"] = recipe.hardware.sparse_attacks
     own |= _own_code(recipe.objective, training, spec.criterion, spec.allocation, spec.pattern, spec.schedule)
     return Stage("prune", {"parent": pretrain_stage(project).key, "prune": prune, **own})
 

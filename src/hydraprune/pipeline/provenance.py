@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hydraprune.engine import Hardware, available_cores
+from hydraprune.runtime import available_kernels
 from hydraprune.version import __version__
 
 
@@ -32,6 +33,8 @@ def provenance(hardware: Hardware, threads: int) -> dict[str, Any]:
         "dtype": "bfloat16" if hardware.precision == "bf16-mixed" else "float32",
         "channels_last": hardware.channels_last,
         "compile": hardware.compile,
+        "sparse_attacks": hardware.sparse_attacks,
+        "kernels": next(iter(available_kernels()), None),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -10,7 +10,15 @@ from typing import Literal
 
 from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
-from hydraprune.engine import SGD, Checkpointing, Hardware, Logging, Training, compile_complaint
+from hydraprune.engine import (
+    SGD,
+    Checkpointing,
+    Hardware,
+    Logging,
+    Training,
+    compile_complaint,
+    sparse_attacks_complaint,
+)
 from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
@@ -295,7 +303,7 @@ class Recipe:
             if not 0 <= seed <= LARGEST_SEED:
                 yield f"{key} must be at least 0 and at most {LARGEST_SEED}, got {seed}"
         yield from _axes_complaints(self.prune)
-        yield from _compile_complaints(self)
+        yield from _hardware_complaints(self)
         yield from _certification_complaints(self)
         for key in ("criteria", "allocations", "sparsities", "seeds"):
             values = getattr(self.compare, key)
@@ -320,11 +328,19 @@ def _share_complaints(recipe: Recipe) -> Iterator[str]:
         yield f"data.extra_share must be in (0, 1), got {recipe.data.extra_share}"
 
 
-def _compile_complaints(recipe: Recipe) -> Iterator[str]:
+def _hardware_complaints(recipe: Recipe) -> Iterator[str]:
+    hardware = recipe.hardware
     for objective in (recipe.objective, recipe.pretrain_objective):
         complaint = None if objective is None else compile_complaint(objective)
-        if recipe.hardware.compile and complaint is not None:
+        if hardware.compile and complaint is not None:
             yield complaint
+    if hardware.sparse_attacks:
+        if complaint := sparse_attacks_complaint(recipe.objective):
+            yield complaint
+        if hardware.compile:
+            yield "hardware.sparse_attacks and hardware.compile are two ways to run a network; ask for one of them"
+        if hardware.accelerator == "cuda":
+            yield "hardware.sparse_attacks is for a CPU; leave it out, or set hardware.accelerator to cpu"
 
 
 def _axes_complaints(prune: Pruning) -> Iterator[str]:

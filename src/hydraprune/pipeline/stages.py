@@ -146,6 +146,7 @@ def evaluate(project: Project, network: Stage, title: str) -> StagePaths:
             title=f"evaluate {title}",
             check=check_stop,
             share=_share(project),
+            attacked=_attacked(project, model),
         )
 
         def store() -> None:
@@ -206,6 +207,12 @@ def certify(project: Project, network: Stage, title: str) -> StagePaths:
 
     with memory_advice(f"certify {title}", "a smaller evaluation.certification.batch_size needs less"):
         return make(project, certify_stage(project, network), work)
+
+
+def _attacked(project: Project, model: nn.Module) -> nn.Module:
+    """Return the network as an evaluation's attacks run it."""
+    attacks = replace(project.recipe.hardware.attacks, bf16=False)  # evaluations are in float32
+    return attacks.on(model, project.dataset.in_shape, project.fabric.device, project.progress.say)
 
 
 def _share(project: Project) -> evaluation.Share:
@@ -270,6 +277,7 @@ def _train(
         teacher=_teacher(project) if training.distillation.on else None,
         score_lr=recipe.score_lr,
         compile=recipe.hardware.compile,
+        attacks=recipe.hardware.attacks,
     )
     history, seconds = train(
         work, training, project.fabric, paths, project.progress, title, recipe.checkpoint, recipe.log
@@ -343,6 +351,7 @@ def _validation(project: Project) -> Callable[[nn.Module], dict[str, Any]] | Non
                 device=project.fabric.device,
                 workers=recipe.hardware.workers,
                 share=_share(project),
+                attacked=_attacked(project, model),
             )
         robust = found.robust_accuracy if steps else found.benign_accuracy
         return {"validation_benign": found.benign_accuracy, "validation_robust": robust}

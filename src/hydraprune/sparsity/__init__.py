@@ -7,7 +7,7 @@ The axes combine freely: a *criterion* says how a weight is scored, an *allocati
 from hydraprune.sparsity.allocations import ALLOCATIONS, Allocation, Erk, Global, IdealGas, Lamp, Uniform
 from hydraprune.sparsity.criteria import CRITERIA, Criterion, Hydra, LeastWeightMagnitude, Probe, Random
 from hydraprune.sparsity.learned import Learned
-from hydraprune.sparsity.mask import ScoredMask
+from hydraprune.sparsity.mask import ScoredMask, masked_weight
 from hydraprune.sparsity.masks import MaskSet
 from hydraprune.sparsity.movement import Movement
 from hydraprune.sparsity.own import Function, OwnFunction
@@ -71,6 +71,7 @@ __all__ = [
     "check_sparsity",
     "fit",
     "kept_count",
+    "masked_weight",
     "plain_state",
     "positions",
     "prunable_weights",

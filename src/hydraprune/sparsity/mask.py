@@ -115,3 +115,12 @@ def has_mask(module: nn.Module) -> bool:
     """Whether the module's weight is seen through a `ScoredMask`."""
     parametrized = parametrize.is_parametrized(module, "weight")
     return parametrized and isinstance(module.get_submodule("parametrizations.weight.0"), ScoredMask)
+
+
+def masked_weight(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return weight and boolean mask, where readers of `module.weight` see their product and nothing else of it."""
+    if not has_mask(module) or len(module.get_submodule("parametrizations.weight")._modules) > 1:
+        return None
+    mask = module.get_submodule("parametrizations.weight.0")
+    assert isinstance(mask, ScoredMask)
+    return module.get_parameter("parametrizations.weight.original").detach(), mask.mask
