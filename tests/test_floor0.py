@@ -249,9 +249,21 @@ def test_a_folder_that_holds_something_or_is_a_file_is_not_replaced(tmp_path):
 
 
 def test_a_folder_below_or_instead_of_a_regular_file_is_refused_by_name(file):
-    for path in (file, file / "below", file / "below" / "it"):
-        with pytest.raises(UserError, match=f"cannot write into folder '{re.escape(str(path))}'"):
+    for path, what in ((file, "it"), (file / "below", f"'{file}'"), (file / "below" / "it", f"'{file}'")):
+        message = f"cannot write into folder '{path}': {what} is a file; name another folder"
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
             io.make_folder(path)
+
+
+def test_what_is_no_folder_is_told_from_what_is_not_there(tmp_path):
+    io.check_folder(tmp_path)
+    (tmp_path / "run.txt").write_text("x")
+    with pytest.raises(UserError, match=r"run\.txt' is a file, not a run folder; give the --out of a run"):
+        io.check_folder(tmp_path / "run.txt")
+    with pytest.raises(UserError, match=r"no such folder: '.*/run'; nearest: '.*/run\.txt'; give the --out of a run"):
+        io.check_folder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"no such folder: '.*/run'; give the --out of a run"):
+        io.check_folder(tmp_path / "no" / "run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes, content hashes, JSON with clear errors."""
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -21,8 +22,35 @@ def make_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"cannot write into folder '{path}': {error.strerror or error}") from None
+        raise UserError(f"cannot write into folder '{path}': {_blocked(path, error)}") from None
     return path
+
+
+def _blocked(path: Path, error: OSError) -> str:
+    """Return why a folder cannot be made: the file in its place, or in that of a parent, or what the system says."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        file = next((one for one in (path, *path.parents) if one.is_file()), None)
+        if file is not None:
+            return f"{'it' if file == path else repr(str(file))} is a file; name another folder"
+    return error.strerror or str(error)
+
+
+def check_folder(path: Path) -> None:
+    """Raise `UserError` unless `path` is a folder."""
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError(f"'{path}' is a file, not a run folder; give the --out of a run")
+    raise UserError(f"no such folder: '{path}'{nearest(path)}; give the --out of a run")
+
+
+def nearest(path: Path) -> str:
+    """Return `; nearest: 'PATH'` where something beside a missing path has almost its name, and nothing elsewhere."""
+    with contextlib.suppress(OSError):
+        names = [one.name for one in path.parent.iterdir() if not one.name.startswith(".")]
+        if near := difflib.get_close_matches(path.name, names, n=1):
+            return f"; nearest: '{path.with_name(near[0])}'"
+    return ""
 
 
 @contextlib.contextmanager

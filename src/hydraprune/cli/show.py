@@ -18,7 +18,7 @@ from hydraprune.cli.options import parse
 from hydraprune.cli.output import say
 from hydraprune.engine import read_log
 from hydraprune.errors import UserError
-from hydraprune.io import read_json
+from hydraprune.io import check_folder, read_json
 from hydraprune.paths import RunPaths, StagePaths
 
 
@@ -67,7 +67,7 @@ def _status(words: Sequence[str]) -> None:
     options = parse(FolderOptions, "hydraprune status", words)
     folder = _folder(options)
     if not RunPaths(folder).stages.is_dir():
-        raise UserError(f"'{folder}' is not a run folder: it has no stages")
+        raise UserError(f"'{folder}' is not a run folder: it has no stages; give the --out of a run")
     records = [_stage_record(stage) for stage in pipeline.stage_folders(folder)]
     if options.json:
         say(json.dumps({"folder": str(folder), "stages": records}))
@@ -193,6 +193,5 @@ def _show_rows(rows: list[dict[str, Any]], as_json: bool, columns: Sequence[str]
 def _folder(options: FolderOptions) -> Path:
     if options.target is None:
         raise UserError("say which run folder is meant")
-    if not options.target.is_dir():
-        raise UserError(f"no such folder: '{options.target}'")
+    check_folder(options.target)
     return options.target

@@ -100,7 +100,7 @@ def evaluated_network(place: Path, license_name: str = "unknown") -> EvaluatedNe
 def _row_of(place: Path) -> tuple[Path, dict[str, Any]]:
     """Return the run folder and the row of `results.json` that is about the network at `place`."""
     if not place.exists():
-        raise UserError(f"no such file or folder: '{place}'")
+        raise UserError(f"no such file or folder: '{place}'{io.nearest(place)}")
     if place.is_dir() and not StagePaths(place).description.exists():
         place = only_artefact(place)
     folder = place.absolute().parents[1]

@@ -87,8 +87,7 @@ def inspect(folder: Path) -> tuple[Inspection, ...]:
         raise UserError(
             f"'{folder}' holds no prune stage, which inspect reads; `hydraprune zoo show {name}` says what was kept"
         )
-    if not folder.is_dir():
-        raise UserError(f"no such folder: '{folder}'")
+    io.check_folder(folder)
     chosen = [StagePaths(folder)] if StagePaths(folder).description.exists() else stage_folders(folder)
     finished = [stage for stage in chosen if stage.folder.name.startswith("prune-") and stage.outcome.exists()]
     if not finished:

@@ -112,7 +112,7 @@ def open_target(
         path = only_artefact(path)
     file = zoo.locate(path)
     if not file.exists():
-        raise UserError(f"no such file or folder: '{path}'")
+        raise UserError(f"no such file or folder: '{path}'{io.nearest(path)}")
     return _artefact(path.name, file, factory, data, root)
 
 
