@@ -231,7 +231,7 @@ def mistakes(tmp_path: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "unknown command": (["prun"], "unknown command 'prun'"),
         "missing target": (["evaluate", "nowhere"], "no such file or folder: 'nowhere'"),
         "no target": (["evaluate"], "give all of --model"),
-        "truncated artefact": (["evaluate", str(tmp_path / "cut.safetensors")], "cut.safetensors"),
+        "truncated artefact": (["evaluate", str(tmp_path / "cut.safetensors")], "it is cut off, damaged"),
         "not an artefact": (["evaluate", str(tmp_path / "file")], "file"),
         "unknown attack": (["evaluate", str(folder), "--attack", "fgsm"], "unknown attack 'fgsm'"),
         "bad radius": (["evaluate", str(folder), "--eps", "8/0"], "'8/0' is not a radius"),

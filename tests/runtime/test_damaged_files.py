@@ -44,7 +44,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, sound):
     path = tmp_path / "cut.compact"
     for length in range(0, len(sound), 3):
         path.write_bytes(sound[:length])
-        with pytest.raises(UserError, match=r"cut\.compact"):
+        with pytest.raises(UserError, match=r"cut\.compact' .*: it is cut off, .*; export or download it again$"):
             runtime.read(path)
 
 
@@ -82,6 +82,9 @@ def test_files_of_other_kinds_are_refused(tmp_path, content):
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no such file: '.*none\.compact'"):
+        runtime.read(tmp_path / "none.compact")
+    (tmp_path / "one.compact").write_bytes(b"")
+    with pytest.raises(UserError, match=r"none\.compact'; nearest: '.*one\.compact'$"):
         runtime.read(tmp_path / "none.compact")
     with pytest.raises(UserError, match=str(tmp_path)):
         runtime.read(tmp_path)

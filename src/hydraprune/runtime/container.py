@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from hydraprune import io
 from hydraprune.errors import UserError
 
 Array = NDArray[Any]
@@ -124,9 +125,14 @@ def open_container(path: Path) -> Iterator[Container]:
         with safe_open(path, framework="numpy") as handle:
             yield Container(handle, path.stat().st_size)
     except FileNotFoundError:
-        raise UserError(f"no such file: '{path}'") from None
+        raise UserError(f"no such file: '{path}'{io.nearest(path)}") from None
     except MemoryError:
         raise UserError(f"'{path}' does not fit into the memory of this machine") from None
-    except (SafetensorError, OSError, UserError) as error:
+    except SafetensorError:
+        raise UserError(
+            f"'{path}' is not a sound compact file: it is cut off, damaged or of another kind; "
+            "export or download it again"
+        ) from None
+    except (OSError, UserError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"'{path}' is not a sound compact file: {reason}") from None
