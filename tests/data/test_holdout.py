@@ -73,6 +73,8 @@ def test_the_whole_is_a_subset(numbered):
 
 def test_first_takes_the_first_as_they_stand(numbered):
     assert ids(first(numbered(6), 4)) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"cannot take the first -5 of 6 images; give a number from 1 to 6$"):
+        first(numbered(6), -5)
 
 
 @pytest.mark.parametrize(

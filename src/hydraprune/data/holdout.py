@@ -59,7 +59,7 @@ def first(split: Images, n: int) -> Images:
         UserError: `n` out of range.
     """
     if not 1 <= n <= len(split):
-        raise UserError(f"cannot take the first {n} of {len(split)} images")
+        raise UserError(f"cannot take the first {n} of {len(split)} images; give a number from 1 to {len(split)}")
     return split.take(torch.arange(n))
 
 
