@@ -1,5 +1,6 @@
 """Recipes: one value, one hash, one help; every mistake of a file at once."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,8 +52,11 @@ def test_a_recipe_written_out_reads_back_as_an_equal_value(tmp_path):
     assert load(Path(write(tmp_path, to_yaml(recipe)))) == recipe
 
 
-def test_an_empty_file_is_the_default_recipe(tmp_path):
-    assert from_arguments([write(tmp_path, "")]) == Recipe() == from_arguments([])
+@pytest.mark.parametrize("text", ["", "\n", "# name: digits\n", "null"])
+def test_an_empty_file_is_no_recipe_and_does_not_run_the_whole_default_job(tmp_path, text):
+    with pytest.raises(UserError, match=r"recipe\.yaml' is empty: a recipe has keys.*runs the default"):
+        load(Path(write(tmp_path, text)))
+    assert from_arguments([]) == Recipe()
 
 
 def test_alternatives_are_named_alone_with_parameters_or_by_path(tmp_path, monkeypatch):
@@ -108,8 +112,12 @@ data: {validation_fraction: 0}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "holds list, not keys and values"),
-        ("a: [", "is not YAML"),
+        ("[1, 2]", "it holds a list, not keys and values"),
+        ("hello", "it holds a single value, not keys and values"),
+        ("a: [", "line 1, column 5: expected the node content, but found the end of the file$"),
+        ('a: "b', "line 1, column 6: found unexpected end of the file$"),
+        ("a: b\0", "is not YAML: character 5 is not one of text$"),
+        ("[" * 5000, "is not YAML: its values are nested too deeply$"),
         ("objective: {beta: 3}", "'objective' needs a name; known: benign, "),
         ("prune: {criterion: 7}", "'prune.criterion' needs a name"),
         ("compare: {seeds: [1, 1]}", r"compare.seeds needs one or more different values, got \[1, 1\]"),
@@ -271,3 +279,20 @@ def test_as_dict_is_plain_json_with_names_of_alternatives():
     described = as_dict(Recipe(prune=replace(Recipe().prune, allocation=Global(min_kept=2))))
     assert described["prune"]["allocation"] == {"name": "global", "min_kept": 2, "min_per_output": 0}
     assert described["objective"]["attack"]["eps"] == "0.1"
+def test_a_missing_recipe_is_named_with_the_nearest_that_is_there(tmp_path):
+    recipe = write(tmp_path, "name: a")
+    with pytest.raises(UserError, match=f"nearest: '{re.escape(recipe)}'$"):
+        load(tmp_path / "recipy.yaml")
+
+
+def test_what_is_no_text_is_no_recipe_and_a_folder_names_the_recipe_in_it(tmp_path):
+    (tmp_path / "noise").write_bytes(b"a: \xff")
+    with pytest.raises(UserError, match=r"noise' is not a recipe: byte 4 is not text in UTF-8$"):
+        load(tmp_path / "noise")
+    with pytest.raises(UserError, match=r"is a folder, not a recipe; give a YAML file$"):
+        load(tmp_path)
+    written = write(tmp_path, "name: a")
+    with pytest.raises(UserError, match=f"that of the run in it is '{re.escape(written)}'$"):
+        load(tmp_path)
+
+

@@ -27,6 +27,7 @@ from hydraprune.errors import RecipeError, UserError
 from hydraprune.evaluation import PROTOCOLS, AttackProtocol
 from hydraprune.objectives import OBJECTIVES, Objective
 from hydraprune.pipeline.recipe import Recipe
+from hydraprune.pipeline.recipe_yaml import read_yaml
 from hydraprune.registry import Registry
 from hydraprune.sparsity import (
     ALLOCATIONS,
@@ -135,7 +136,7 @@ def split_arguments(arguments: Sequence[str], parser: ArgumentParser) -> tuple[R
     if "--recipe" in arguments[:-1]:
         at = arguments.index("--recipe") + 1
         source = arguments[at]
-        arguments[at] = json.dumps(_checked(_read_yaml(Path(source)), source))
+        arguments[at] = json.dumps(_checked(read_yaml(Path(source)), source))
     try:
         parsed = parser.parse_args(list(_translate_options(arguments)))
         if refusals := list(_refusals(parsed.as_dict(), Recipe, "")):
@@ -147,35 +148,6 @@ def split_arguments(arguments: Sequence[str], parser: ArgumentParser) -> tuple[R
     if complaints := recipe.complaints():
         raise RecipeError(source, complaints)
     return recipe, values
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice; YAML itself keeps the last without a word."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key '{key.value}' comes twice")
-            seen.add(key.value)
-        return node
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"no such recipe: '{path}'") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read recipe '{path}': {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not YAML: {one_line(error)}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"'{path}' is not a recipe: it holds {type(value).__name__}, not keys and values")
-    return value
 
 
 def _checked(value: dict[str, Any], source: str) -> dict[str, Any]:
