@@ -55,7 +55,7 @@ def test_a_name_alone_is_what_the_recipe_configures_and_brackets_are_not():
         ("n-of", "unknown pattern 'n-of'"),
         ("n-of-m(", "not a name with settings"),
         ("n-of-m(1, 4)", "not a name with settings"),
-        ("n-of-m(n=x)", r"n-of-m\(n=x\)': .*int"),
+        ("n-of-m(n=x)", r"n-of-m\(n=x\)': n: expected a whole number"),
         ("n-of-m(k=1)", r"n-of-m\(k=1\)': .*k"),
         ("n-of-m(n=9)", "n-of-m needs 1 <= n <= m"),
         ("channels(n=1)", r"channels\(n=1\)': "),

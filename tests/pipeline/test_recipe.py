@@ -101,7 +101,7 @@ data: {validation_fraction: 0}
         "unknown key 'objective.bta' (did you mean 'beta'?)",
         "unknown optimiser 'sgdd' (did you mean 'sgd'?)",
         "unknown key 'modle' (did you mean 'model'?)",
-        "pretrain.epochs: expected int, got 'ten'",
+        "pretrain.epochs: expected a whole number, got 'ten'",
         "prune.sparsity is the share of weights removed and must be in [0, 1), got 1.2",
         "finetune.select 'best' needs data.validation_fraction above 0",
     ):
@@ -123,7 +123,9 @@ data: {validation_fraction: 0}
         ("compare: {seeds: [1, 1]}", r"compare.seeds needs one or more different values, got \[1, 1\]"),
         ("compare: {sparsities: [0.9, 1.0]}", "compare.sparsities is the share"),
         ("objective: {name: trades, attack: {eps: -1}}", "objective.attack.eps: '-1' is not a radius"),
-        ("objective: {name: nowhere.Thing}", "nowhere"),
+        ("objective: {name: nowhere.Thing}", "objective: 'nowhere.Thing': No module named 'nowhere'"),
+        ("prune: {sparsity: nan}", r"recipe\.yaml: prune.sparsity is the share .* must be in \[0, 1\), got nan"),
+        ("finetune: {select: bset}", "finetune.select: expected one of last, best, got 'bset'"),
         ("evaluation: {n: 0, batch_size: 0}", "2 mistakes"),
         ("pretrain: {batch_size: 0}", "pretrain.batch_size must be at least 1"),
         ("data: {train_fraction: 0}", "data.train_fraction must be in"),
@@ -198,30 +200,31 @@ checkpoint: {every_s: null}
     with pytest.raises(RecipeError) as caught:
         load(Path(write(tmp_path, text)))
     assert list(caught.value.complaints) == [
-        "name: expected str, got null",
-        "seed: expected int, got null",
-        "data.validation_fraction: expected float, got null",
-        "model.name: expected str, got null",
-        "objective.beta: expected float, got null",
-        "objective.attack.steps: expected int, got null",
+        "name: expected text, got null",
+        "seed: expected a whole number, got null",
+        "data.validation_fraction: expected a number, got null",
+        "model.name: expected text, got null",
+        "objective.beta: expected a number, got null",
+        "objective.attack.steps: expected a whole number, got null",
         "pretrain.optimiser: expected one of sgd, adam, got null",
-        "prune.sparsity: expected float, got null",
-        "prune.shuffle: expected bool, got null",
-        "prune.include: expected tuple[str, ...], got null",
-        "finetune.epochs: expected int, got null",
-        "finetune.batch_size: expected int, got null",
-        "finetune.select: expected Literal['last', 'best'], got null",
-        "compare.seeds: expected tuple[int, ...], got null",
-        "hardware.threads: expected int, got null",
+        "prune.sparsity: expected a number, got null",
+        "prune.shuffle: expected true or false, got null",
+        "prune.include: expected a list, got null",
+        "finetune.epochs: expected a whole number, got null",
+        "finetune.batch_size: expected a whole number, got null",
+        "finetune.select: expected one of last, best, got null",
+        "compare.seeds: expected a list, got null",
+        "hardware.threads: expected a whole number, got null",
     ]
 
 
 @pytest.mark.parametrize(
     ("options", "answer"),
     [
-        (["--objective", "trades", "--objective.beta", "null"], "objective.beta: expected float, got null"),
-        (["--prune", '{"sparsity": null}'], "prune.sparsity: expected float, got null"),
+        (["--objective", "trades", "--objective.beta", "null"], "objective.beta: expected a number, got null"),
+        (["--prune", '{"sparsity": null}'], "prune.sparsity: expected a number, got null"),
         (["--prune", '{"search": 20}'], r"prune.search: expected keys and values \(epochs, .*\), got 20"),
+        (["--prune.sparsity", "1.5"], "^command line: prune.sparsity"),
     ],
 )
 def test_options_are_no_way_around(options, answer):
@@ -229,10 +232,62 @@ def test_options_are_no_way_around(options, answer):
         from_arguments(options)
 
 
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--prune.sparsty", "0.9"], "unknown option '--prune.sparsty' (did you mean '--prune.sparsity'?)"),
+        (
+            ["--prune.serch.epochs=3", "--nmae", "--x y"],
+            "unknown option '--prune.serch.epochs' (did you mean '--prune.search.epochs'?); "
+            "unknown option '--nmae' (did you mean '--name'?)",
+        ),
+        (
+            ["--objective.attack.epz", "3"],
+            "unknown option '--objective.attack.epz' (did you mean '--objective.attack.eps'?)",
+        ),
+        (["--objective", "free", "--objective.repeat", "3"], "(did you mean '--objective.repeats'?)"),
+        (["--prune.criterion.bogus", "3"], "(known: --prune.criterion.init, --prune.criterion.joint)"),
+        (["--prune", '{"sparsty": 0.9}'], "unknown option '--prune.sparsty' (did you mean '--prune.sparsity'?)"),
+        (["--prune.sparsity.x", "3"], "--prune.sparsity as it is has no part 'x'"),
+        (["--seed", "1", "2"], "unexpected '2'; a value comes behind its --OPTION"),
+        (["--evaluation.n", "3.5"], "evaluation.n: expected a whole number, got '3.5'"),
+        (
+            ["--prune.sparsity", "nan"],
+            "prune.sparsity is the share of weights removed and must be in [0, 1), got nan",
+        ),
+        (
+            ["--prune.sparsity=-inf"],
+            "prune.sparsity is the share of weights removed and must be in [0, 1), got -inf",
+        ),
+        (["--prune.sparsity", "-inf"], "--prune.sparsity needs a value, such as --prune.sparsity=VALUE"),
+        (["--objective.beta", "nan"], "objective.beta: expected a number, got 'nan'"),
+    ],
+)
+def test_a_bad_option_is_one_line_with_the_nearest_that_there_is(options, answer):
+    with pytest.raises(UserError) as caught:
+        from_arguments(options)
+    assert answer in str(caught.value)
+
+
+def test_a_mistake_is_laid_to_the_file_or_to_the_command_line_whichever_has_it(tmp_path):
+    sound, bad = write(tmp_path, "name: a"), str(tmp_path / "bad.yaml")
+    Path(bad).write_text("prune: {sparsity: 1.5}")
+    for arguments, origin in (
+        ([sound, "--prune.sparsity", "1.5"], "command line"),
+        ([f"--recipe={sound}", "--prune.sparsity", "1.5"], "command line"),
+        ([bad, "--seed", "3"], bad),
+        ([bad, "--seed", "-1"], f"{bad} and command line"),
+        ([sound, "--prune", '{"sparsity": null}'], "command line"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            from_arguments(arguments)
+        assert caught.value.source == origin
+
+
 def test_null_for_a_class_of_the_users_own_is_refused_too(tmp_path, monkeypatch):
     (tmp_path / "null_criterion.py").write_text(OWN_CRITERION)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RecipeError, match=r"prune\.criterion\.power: expected float, got null"):
+    with pytest.raises(RecipeError, match=r"prune\.criterion\.power: expected a number, got null"):
         load(Path(write(tmp_path, "prune: {criterion: {name: null_criterion.Mine, power: null}}")))
 
 
@@ -245,6 +300,23 @@ def test_a_key_merged_in_and_written_again_is_no_key_that_comes_twice(tmp_path):
 def test_a_missing_recipe_is_named():
     with pytest.raises(UserError, match=r"no such recipe: 'nowhere\.yaml'"):
         from_arguments(["nowhere.yaml"])
+
+
+def test_a_missing_recipe_is_named_with_the_nearest_that_is_there(tmp_path):
+    recipe = write(tmp_path, "name: a")
+    with pytest.raises(UserError, match=f"nearest: '{re.escape(recipe)}'$"):
+        load(tmp_path / "recipy.yaml")
+
+
+def test_what_is_no_text_is_no_recipe_and_a_folder_names_the_recipe_in_it(tmp_path):
+    (tmp_path / "noise").write_bytes(b"a: \xff")
+    with pytest.raises(UserError, match=r"noise' is not a recipe: byte 4 is not text in UTF-8$"):
+        load(tmp_path / "noise")
+    with pytest.raises(UserError, match=r"is a folder, not a recipe; give a YAML file$"):
+        load(tmp_path)
+    written = write(tmp_path, "name: a")
+    with pytest.raises(UserError, match=f"that of the run in it is '{re.escape(written)}'$"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -279,20 +351,3 @@ def test_as_dict_is_plain_json_with_names_of_alternatives():
     described = as_dict(Recipe(prune=replace(Recipe().prune, allocation=Global(min_kept=2))))
     assert described["prune"]["allocation"] == {"name": "global", "min_kept": 2, "min_per_output": 0}
     assert described["objective"]["attack"]["eps"] == "0.1"
-def test_a_missing_recipe_is_named_with_the_nearest_that_is_there(tmp_path):
-    recipe = write(tmp_path, "name: a")
-    with pytest.raises(UserError, match=f"nearest: '{re.escape(recipe)}'$"):
-        load(tmp_path / "recipy.yaml")
-
-
-def test_what_is_no_text_is_no_recipe_and_a_folder_names_the_recipe_in_it(tmp_path):
-    (tmp_path / "noise").write_bytes(b"a: \xff")
-    with pytest.raises(UserError, match=r"noise' is not a recipe: byte 4 is not text in UTF-8$"):
-        load(tmp_path / "noise")
-    with pytest.raises(UserError, match=r"is a folder, not a recipe; give a YAML file$"):
-        load(tmp_path)
-    written = write(tmp_path, "name: a")
-    with pytest.raises(UserError, match=f"that of the run in it is '{re.escape(written)}'$"):
-        load(tmp_path)
-
-

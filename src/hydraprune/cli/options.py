@@ -106,5 +106,5 @@ def parse(kind: type[O], program: str, words: Sequence[str]) -> O:
     try:
         values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise UserError(pipeline.one_line(error)) from None
+        raise UserError(pipeline.one_line(error, parser)) from None
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from hydraprune.pipeline.card import EvaluatedNetwork, evaluated_network
 from hydraprune.pipeline.import_checkpoint import Imported, import_checkpoint
 from hydraprune.pipeline.inspection import Inspection, LayerInspection, inspect
 from hydraprune.pipeline.labels import split as split_labels
+from hydraprune.pipeline.parser_words import one_line
 from hydraprune.pipeline.portable import portable_description
 from hydraprune.pipeline.project import Project, open_project
 from hydraprune.pipeline.recipe import (
@@ -21,7 +22,6 @@ from hydraprune.pipeline.recipe_file import (
     as_dict,
     from_arguments,
     load,
-    one_line,
     recipe_parser,
     split_arguments,
     to_yaml,

@@ -9,8 +9,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hydraprune.errors import UserError
+from hydraprune.pipeline.parser_words import one_line
 from hydraprune.pipeline.recipe import Pruning
-from hydraprune.pipeline.recipe_file import as_dict, one_line
+from hydraprune.pipeline.recipe_file import as_dict
 from hydraprune.registry import Registry
 from hydraprune.sparsity import ALLOCATIONS, CRITERIA, PATTERNS, REGROWTHS, SPARSITY_SCHEDULES
 
@@ -85,7 +86,7 @@ def alternative(text: str, registry: Registry[type[T]], configured: Any) -> T:
         values = parser.parse_object({key.strip(): yaml.safe_load(value) for key, _, value in pairs})
         return kind(**vars(parser.instantiate(values)))
     except ArgumentError as error:
-        raise UserError(f"'{text}': {one_line(error)}") from None
+        raise UserError(f"'{text}': {one_line(error, parser)}") from None
 
 
 def split(text: str) -> list[str]:

@@ -7,6 +7,7 @@ In a file an alternative is its name, with its parameters beside it: `objective:
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import json
 import pydoc
 import re
@@ -26,6 +27,7 @@ from hydraprune.engine import OPTIMISERS, SCHEDULES, Optimiser, Schedule
 from hydraprune.errors import RecipeError, UserError
 from hydraprune.evaluation import PROTOCOLS, AttackProtocol
 from hydraprune.objectives import OBJECTIVES, Objective
+from hydraprune.pipeline.parser_words import named, one_line
 from hydraprune.pipeline.recipe import Recipe
 from hydraprune.pipeline.recipe_yaml import read_yaml
 from hydraprune.registry import Registry
@@ -129,25 +131,52 @@ def recipe_parser(**options: Any) -> ArgumentParser:
 
 def split_arguments(arguments: Sequence[str], parser: ArgumentParser) -> tuple[Recipe, Namespace]:
     """Parse arguments of a parser that has a recipe's options and others; return the recipe and the others."""
-    arguments = list(arguments)
-    source = "recipe"
+    split = (word.split("=", 1) if word.startswith("--recipe=") else [word] for word in arguments)
+    arguments = list(itertools.chain.from_iterable(split))
+    source, of_file = "command line", None
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--recipe", *arguments]
     if "--recipe" in arguments[:-1]:
         at = arguments.index("--recipe") + 1
         source = arguments[at]
-        arguments[at] = json.dumps(_checked(read_yaml(Path(source)), source))
+        of_file = _checked(read_yaml(Path(source)), source)
+        arguments[at] = json.dumps(of_file)
     try:
         parsed = parser.parse_args(list(_translate_options(arguments)))
         if refusals := list(_refusals(parsed.as_dict(), Recipe, "")):
-            raise RecipeError(source, refusals)
+            raise RecipeError(_origin(refusals, of_file, source), refusals)
         values = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise UserError(one_line(error)) from None
+        raise UserError(_explained(error, parser)) from None
     recipe = _recipe(values)
     if complaints := recipe.complaints():
-        raise RecipeError(source, complaints)
+        raise RecipeError(_origin(complaints, of_file, source), complaints)
     return recipe, values
+
+
+def _origin(complaints: Sequence[str], of_file: dict[str, Any] | None, source: str) -> str:
+    """Return where mistakes are: in the file where it has them by itself, else in the options given besides."""
+    if of_file is None:
+        return source
+    parser = recipe_parser()
+    parsed = parser.parse_object(of_file)
+    own = list(_refusals(parsed.as_dict(), Recipe, "")) or _recipe(parser.instantiate(parsed)).complaints()
+    of_options = [complaint for complaint in complaints if complaint not in own]
+    places = [source] if len(of_options) < len(complaints) else []
+    return " and ".join([*places, "command line"] if of_options else places)
+
+
+def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
+    """Return the parser's complaint in one line: of `nan`, which is a word to YAML, what the recipe says of NaN."""
+    message = one_line(error, parser)
+    word = re.fullmatch(r"(\S+): expected a number, got '([-+]?(?:nan|inf|infinity))'", message, re.IGNORECASE)
+    if word is not None:
+        key, number = word[1], float(word[2])
+        plain = recipe_parser()
+        with contextlib.suppress(ArgumentError):
+            recipe = _recipe(plain.instantiate(plain.parse_object(_nested(key, number))))
+            return next((complaint for complaint in recipe.complaints() if complaint.startswith(key)), message)
+    return message
 
 
 def _checked(value: dict[str, Any], source: str) -> dict[str, Any]:
@@ -166,7 +195,7 @@ def _checked(value: dict[str, Any], source: str) -> dict[str, Any]:
             parser.parse_object(_nested(key, leaf))
             _merge(sound, _nested(key, leaf))
         except ArgumentError as error:
-            complaints.append(one_line(error))
+            complaints.append(_explained(error, parser))
     if complaints:
         # What can be read is checked for its range too, so that one run shows every mistake.
         recipe = _recipe(parser.instantiate(parser.parse_object(sound)))
@@ -271,7 +300,7 @@ def _expected(kind: Any) -> str:
         return f"keys and values ({', '.join(field.name for field in dataclasses.fields(kind))})"
     if kind in AXES:
         return f"one of {', '.join(AXES[kind])}"
-    return kind.__name__ if isinstance(kind, type) else str(kind).removeprefix("typing.")
+    return named(kind)
 
 
 def _translate_alternative(value: Any, kind: type, path: str, complaints: list[str]) -> Any:
@@ -331,20 +360,3 @@ def _class_path(name: str, kind: type) -> str:
         return name
     chosen = AXES[kind][name]
     return f"{chosen.__module__}.{chosen.__qualname__}"
-
-
-def one_line(error: Exception) -> str:
-    """Fold the parser's indented, multi-line message into one line of ours: which value, what came, what would work.
-
-    `objective.attack.eps: '-1' is not a radius: …`, `pretrain.epochs: expected int, got 'ten'`.
-    """
-    message = re.sub(r":?\s*\n\s*", ": ", str(error).strip())
-    message = re.sub(
-        r"""Parser key "([^"]+)": Problem with given class_path '[^']+': Parser key \"""", r'Parser key "\1.', message
-    )
-    message = re.sub(r'Parser key "([^"]+)"', r"\1", message)
-    message = re.sub(r"Not of type \w+: ", "", message)
-    message = re.sub(
-        r"Does not validate against any of the Union subtypes: .*?Errors: - (.*?): - Expected.*", r"\1", message
-    )
-    return re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"expected \1, got '\2'", message)
