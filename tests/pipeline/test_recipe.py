@@ -125,6 +125,7 @@ data: {validation_fraction: 0}
         ("objective: {name: trades, attack: {eps: -1}}", "objective.attack.eps: '-1' is not a radius"),
         ("objective: {name: nowhere.Thing}", "objective: 'nowhere.Thing': No module named 'nowhere'"),
         ("prune: {sparsity: nan}", r"recipe\.yaml: prune.sparsity is the share .* must be in \[0, 1\), got nan"),
+        ("prune: {sparsity: -0.5}", r"recipe\.yaml: prune.sparsity is the share"),
         ("finetune: {select: bset}", "finetune.select: expected one of last, best, got 'bset'"),
         ("evaluation: {n: 0, batch_size: 0}", "2 mistakes"),
         ("pretrain: {batch_size: 0}", "pretrain.batch_size must be at least 1"),

@@ -345,7 +345,7 @@ def _hardware_complaints(recipe: Recipe) -> Iterator[str]:
 
 def _axes_complaints(prune: Pruning) -> Iterator[str]:
     """Axes combine freely but for these."""
-    if prune.sparsity < prune.pattern.least_sparsity - 1e-9:
+    if 0.0 <= prune.sparsity < prune.pattern.least_sparsity - 1e-9:
         yield f"prune.pattern removes at least {prune.pattern.least_sparsity:g} of the weights; ask for that or more"
     if prune.regrowth.moves and not isinstance(prune.pattern, Weights):
         yield "prune.regrowth exchanges single weights; with it prune.pattern must be weights"
