@@ -1,18 +1,21 @@
 """Contenders that take turns: whatever else the machine does meets all of them.
 
 Each has a process of its own, for a process that keeps the memory that it frees (`Hardware.fabric`) does so for all
-that runs in it. Ours do, as the package's commands do; the others are as somebody's script would be.
+that runs in it. Ours do, and their waiting threads sleep, as in the package's commands; the others are as somebody's
+script would be.
 """
 
 import contextlib
 import multiprocessing
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from hydraprune.engine.memory import keep_freed_memory
+from hydraprune.threads import let_waiting_threads_sleep
 
 Work = Callable[[], object]
 Measure = Callable[[Work], float]
@@ -28,17 +31,18 @@ class Contender:
     """What `make(*arguments)` returns, in a process of its own; both must be what a new process can import.
 
     Args:
-        keeps_memory: whether the process keeps the memory that it frees.
+        ours: whether the process keeps the memory that it frees, and its waiting threads sleep.
         make: returns the work.
     """
 
-    def __init__(self, keeps_memory: bool, make: Callable[..., Work], *arguments: object) -> None:
+    def __init__(self, ours: bool, make: Callable[..., Work], *arguments: object) -> None:
         new = multiprocessing.get_context("spawn")
         self._here, there = new.Pipe()
         self._process = new.Process(
-            target=_serve, args=(there, torch.get_num_threads(), keeps_memory, make, arguments), daemon=True
+            target=_serve, args=(there, torch.get_num_threads(), ours, make, arguments), daemon=True
         )
-        self._process.start()
+        with _waiting_as_in_commands() if ours else contextlib.nullcontext():
+            self._process.start()
         there.close()
 
     def ask(self, measure: Measure) -> float:
@@ -51,9 +55,21 @@ class Contender:
         self._process.join()
 
 
-def _serve(there: Any, threads: int, keeps_memory: bool, make: Callable[..., Work], arguments: Any) -> None:
+@contextlib.contextmanager
+def _waiting_as_in_commands() -> Iterator[None]:
+    """Let a process that is started inside load torch as the package's commands do."""
+    before = dict(os.environ)
+    let_waiting_threads_sleep()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _serve(there: Any, threads: int, ours: bool, make: Callable[..., Work], arguments: Any) -> None:
     torch.set_num_threads(threads)
-    if keeps_memory:
+    if ours:
         keep_freed_memory()
     work = make(*arguments)
     with contextlib.suppress(EOFError):

@@ -20,6 +20,7 @@ from hydraprune.console import SilentProgress, TerminalProgress
 from hydraprune.errors import DataError, HydrapruneError, Interrupted, RecipeError, UserError
 from hydraprune.paths import RunPaths, StagePaths
 from hydraprune.registry import Registry
+from hydraprune.threads import let_waiting_threads_sleep
 
 # Errors
 
@@ -377,3 +378,36 @@ def test_importing_the_package_is_quick_and_its_names_are_all_there():
 def test_the_version_is_written_once():
     assert re.fullmatch(r"\d+\.\d+\.\d+", hydraprune.__version__)
     assert json.dumps(hydraprune.__version__)
+
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_what_the_environment_says_of_waiting_threads_is_left_alone(monkeypatch, given, expected):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    let_waiting_threads_sleep()
+    found = {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # what was set here is not monkeypatch's to take back
+    assert found == expected
+
+
+def test_a_command_says_it_before_torch_is_loaded():
+    program = (
+        "import sys, os; from hydraprune.cli import main; assert 'torch' not in sys.modules; "
+        "main(['models', '--json']); "
+        "assert 'torch' in sys.modules; print(os.environ['GOMP_SPINCOUNT'], file=sys.stderr)"
+    )
+    plain = {key: value for key, value in os.environ.items() if key not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=plain)
+    assert done.stderr.strip() == "10000", done.stderr

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from hydraprune.errors import HydrapruneError, UserError
+from hydraprune.threads import let_waiting_threads_sleep
 from hydraprune.version import __version__
 
 COMMANDS = {
@@ -59,6 +60,7 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'; known: {', '.join(COMMANDS)}")
+    let_waiting_threads_sleep()  # before the command loads torch
     module = importlib.import_module(f"hydraprune.cli.{COMMANDS[name][0]}")
     code: int = module.command(name, [_with_underscores(word) for word in rest])
     return code
