@@ -45,8 +45,11 @@ Gradient::Gradient(const Network& network, const Kernels& kernels)
     join();
     plan_maps();
     plan_tape();
-    for (size_t n = 1; n < network.size(); ++n)
+    for (size_t n = 1; n < network.size(); ++n) {
+        const Shape& out = network[n].shape;
+        work_ += out.size() + network[n].weight.size() * out.h * out.w;
         if (network[n].weighted()) pack(static_cast<int>(n));
+    }
 }
 
 void Gradient::check(const Node& node) const {

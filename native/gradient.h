@@ -23,6 +23,7 @@ class Gradient {
     int lanes() const { return lanes_; }
     size_t arena_floats() const { return arena_floats_; }
     size_t tape_bytes() const { return tape_bytes_; }  // of a group
+    size_t work() const { return work_; }  // of a group: multiply-adds of a vector in one pass, and vectors written
     size_t image_floats() const { return network_[0].shape.size(); }
     size_t logits() const { return network_.back().shape.size(); }
 
@@ -88,7 +89,7 @@ class Gradient {
     std::vector<Step> steps_;            // [node]
     std::vector<int> value_;             // [node] the node that has its map
     std::vector<Map> maps_, gradients_;  // [node]
-    size_t arena_floats_ = 0, tape_bytes_ = 0;
+    size_t arena_floats_ = 0, tape_bytes_ = 0, work_ = 0;
 };
 
 }  // namespace hydraprune

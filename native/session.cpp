@@ -213,6 +213,9 @@ size_t Session::tape_bytes(int batch) const {
     return (static_cast<size_t>(batch) + gradient_->lanes() - 1) / gradient_->lanes() * gradient_->tape_bytes();
 }
 
+// Fewer multiply-adds of vectors than this, some half a millisecond, are sooner done than another thread is awake.
+constexpr size_t kAlone = size_t{1} << 19;
+
 // Calls work(first image, images, number of the group, arena) for each group, on all threads.
 template <class Work>
 void Session::by_groups(int batch, const Work& work) {
@@ -220,10 +223,14 @@ void Session::by_groups(int batch, const Work& work) {
     std::unique_ptr<Context> context = take_context();
     at_least(context->arenas, std::max<size_t>(context->arenas.size(), std::min(threads_, std::max(groups, 1))),
              gradient_->arena_floats());
-    context->team.run(groups, [&](int group, int thread) {
+    auto group_on = [&](int group, int thread) {
         const int first = group * lanes;
         work(first, std::min(lanes, batch - first), group, context->arenas[thread].data);
-    });
+    };
+    if (gradient_->work() * groups < kAlone)
+        for (int group = 0; group < groups; ++group) group_on(group, 0);
+    else
+        context->team.run(groups, group_on);
     give_back(std::move(context));
 }
 
