@@ -9,8 +9,9 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -41,7 +42,9 @@ class Contender:
         self._process = new.Process(
             target=_serve, args=(there, torch.get_num_threads(), ours, make, arguments), daemon=True
         )
-        with _waiting_as_in_commands() if ours else contextlib.nullcontext():
+        with mock.patch.dict(os.environ):
+            if ours:
+                let_waiting_threads_sleep()  # the new process loads torch as a command does
             self._process.start()
         there.close()
 
@@ -53,18 +56,6 @@ class Contender:
     def end(self) -> None:
         self._here.close()
         self._process.join()
-
-
-@contextlib.contextmanager
-def _waiting_as_in_commands() -> Iterator[None]:
-    """Let a process that is started inside load torch as the package's commands do."""
-    before = dict(os.environ)
-    let_waiting_threads_sleep()
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _serve(there: Any, threads: int, ours: bool, make: Callable[..., Work], arguments: Any) -> None:

@@ -203,7 +203,15 @@ void Gradient::pack(int n) {
     const Window k = window_of(node, in);
     const Map &from = maps_[value_[node.in[0]]], &gradient = gradients_[n];
     const int window = k.kh * k.kw, in_group = in.c / node.groups, out_group = out.c / node.groups;
-    const size_t fan = static_cast<size_t>(in_group) * window, kept = node.weight.size();
+    const size_t fan = static_cast<size_t>(in_group) * window;
+    // Calls use(output channel, number of the weight, input channel, place in the kernel) for each kept weight.
+    auto each = [&](auto&& use) {
+        for (int c = 0; c < out.c; ++c)
+            for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
+                const int place = static_cast<int>(node.at(i, fan));
+                use(c, i, c / out_group * in_group + place / window, place % window);
+            }
+    };
 
     Pass& forward = steps_[n].forward;
     forward.rows = out.h;
@@ -212,15 +220,12 @@ void Gradient::pack(int n) {
     forward.in_sx = k.sw;
     forward.begin = node.row;
     forward.weights = node.weight;
-    forward.offsets.reserve(kept);
-    for (int c = 0; c < out.c; ++c)
-        for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
-            const int place = static_cast<int>(node.at(i, fan)), tap = place % window;
-            const ptrdiff_t channel = c / out_group * in_group + place / window;
-            const ptrdiff_t y = tap / k.kw * k.dh - k.ph, x = tap % k.kw * k.dw - k.pw;
-            forward.offsets.push_back(static_cast<int32_t>(channel * static_cast<ptrdiff_t>(from.stride()) +
-                                                           y * static_cast<ptrdiff_t>(from.pitch()) + x * lanes_));
-        }
+    forward.offsets.reserve(node.weight.size());
+    const ptrdiff_t stride = from.stride(), pitch = from.pitch();
+    each([&](int, uint32_t, int channel, int tap) {
+        const int y = tap / k.kw * k.dh - k.ph, x = tap % k.kw * k.dw - k.pw;
+        forward.offsets.push_back(static_cast<int32_t>(channel * stride + y * pitch + x * lanes_));
+    });
     if (gradient.born < 0) return;
 
     for (const auto& rows : phases(in.h, out.h, k.kh, k.sh, k.ph, k.dh))
@@ -239,22 +244,12 @@ void Gradient::pack(int n) {
                     shift[rows.taps[i] * k.kw + columns.taps[j]] =
                         rows.shifts[i] * static_cast<int32_t>(gradient.pitch()) + columns.shifts[j] * lanes_;
             pass.begin.assign(in.c + 2, 0);  // first the number of taps of each channel, two places on
-            auto each = [&](auto&& tap_of) {
-                for (int c = 0; c < out.c; ++c)
-                    for (uint32_t i = node.row[c]; i < node.row[c + 1]; ++i) {
-                        const int place = static_cast<int>(node.at(i, fan)), tap = place % window;
-                        if (shift[tap] != kNone) tap_of(c, i, c / out_group * in_group + place / window, tap);
-                    }
-            };
-            each([&](int, uint32_t, int channel, int) {
-                if (channel + 2 < in.c + 2) ++pass.begin[channel + 2];
-            });
-            size_t taps = 0;
-            each([&](int, uint32_t, int, int) { ++taps; });
+            each([&](int, uint32_t, int channel, int tap) { pass.begin[channel + 2] += shift[tap] != kNone; });
             for (int c = 2; c < in.c + 2; ++c) pass.begin[c] += pass.begin[c - 1];
-            pass.offsets.resize(taps);
-            pass.weights.resize(taps);
+            pass.offsets.resize(pass.begin.back());
+            pass.weights.resize(pass.begin.back());
             each([&](int c, uint32_t i, int channel, int tap) {
+                if (shift[tap] == kNone) return;
                 const uint32_t at = pass.begin[channel + 1]++;
                 pass.offsets[at] = static_cast<int32_t>(c * gradient.stride()) + shift[tap];
                 pass.weights[at] = node.weight[i];

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from hydraprune import sparsity
 from hydraprune.errors import UserError
+from hydraprune.modes import images_only
 from hydraprune.objectives import Objective
 
 
@@ -18,8 +19,8 @@ class Compiled(nn.Module):
     """The same function of the same tensors as `network`, run by code that torch.compile makes of it.
 
     Masked weights are read before the compiled code and handed to it, so that masks, the caches that hold them and
-    hooks on them are those of the network itself. In eval mode, on images that want a gradient, weights are
-    constants, for an attack's pass must not pay for gradients towards them. Running statistics of BatchNorm are
+    hooks on them are those of the network itself. Inside `modes.attack_mode` weights are constants, for an attack's
+    pass must not pay for gradients towards them. Running statistics of BatchNorm are
     updated in place. Each mode and size of a batch is compiled when it is first met.
 
     Args:
@@ -46,9 +47,8 @@ class Compiled(nn.Module):
         """Map (batch, channels, height, width) to logits (batch, classes)."""
         for module, source in self._modes:
             module.training = source.training
-        attacked = not self.training and images.requires_grad
         tensors = {name: _read(self.network, name) for name in self._parameter_names}
-        if attacked:
+        if images_only():
             tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         buffers = {name: _read(self.network, name) for name in self._buffer_names}
         return self._run(tensors | buffers, images)
@@ -60,17 +60,17 @@ def _read(network: nn.Module, name: str) -> Tensor:
     return cast("Tensor", getattr(network.get_submodule(module), attribute))
 
 
-def compile_complaint(objective: Objective) -> str | None:
-    """Return why networks cannot be compiled for this objective, or None if they can."""
+def outputs_complaint(setting: str, objective: Objective) -> str | None:
+    """Return why another way to run the network will not do for this objective, or None if it will."""
     needed = objective.more_than_outputs
     if not needed:
         return None
-    return f"hardware.compile is for objectives that run the network; {needed}: set hardware.compile to false"
+    return f"{setting} is for objectives that run the network; {needed}: set {setting} to false"
 
 
 def check_compilable(objective: Objective, device: torch.device) -> None:
     """Raise `UserError` unless networks can be compiled for this objective, here."""
-    if complaint := compile_complaint(objective):
+    if complaint := outputs_complaint("hardware.compile", objective):
         raise UserError(complaint)
     compilers = [os.environ.get("CXX") or "g++", "clang++"]
     if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):

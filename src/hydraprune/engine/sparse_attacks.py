@@ -8,7 +8,6 @@ from torch import nn
 
 from hydraprune.errors import UserError
 from hydraprune.export import SparseGradients
-from hydraprune.objectives import Objective
 
 _FLOAT32, _BFLOAT16 = 0.5, 0.2
 # Shares of the multiply-adds up to which the kernels are faster than torch: benchmarks/attacks.py.
@@ -56,11 +55,3 @@ class SparseAttacks:
             if self.asked:
                 raise UserError(f"sparse_attacks: {error}") from None
             return network
-
-
-def sparse_attacks_complaint(objective: Objective) -> str | None:
-    """Return why attacks cannot be computed by the kernels for this objective, or None if they can."""
-    needed = objective.more_than_outputs
-    if not needed:
-        return None
-    return f"hardware.sparse_attacks is for objectives that run the network; {needed}: leave it out"

@@ -147,11 +147,18 @@ def prune(
             ("finetune", after, weights),
         ):
             teacher = fabric.to_device(hardware.place(masking.bake(model))) if training.distillation.on else None
-            seen = batches(training)
-            score_lr, compiled = recipe.score_lr, hardware.compile
-            objective_now, attacks = recipe.objective, hardware.attacks
             work = Work(
-                pruned, parameters, objective_now, seen, masks, None, seed, teacher, score_lr, compiled, attacks
+                pruned,
+                parameters,
+                recipe.objective,
+                batches(training),
+                masks,
+                validate=None,
+                seed=seed,
+                teacher=teacher,
+                score_lr=recipe.score_lr,
+                compile=hardware.compile,
+                attacks=hardware.attacks,
             )
             paths = StagePaths(io.make_folder(Path(folder) / title))
             train(work, training, fabric, paths, progress or SilentProgress(), title)

@@ -10,15 +10,7 @@ from typing import Literal
 
 from hydraprune.attacks import Eps
 from hydraprune.data import Augmentation, NoAugmentation
-from hydraprune.engine import (
-    SGD,
-    Checkpointing,
-    Hardware,
-    Logging,
-    Training,
-    compile_complaint,
-    sparse_attacks_complaint,
-)
+from hydraprune.engine import SGD, Checkpointing, Hardware, Logging, Training, outputs_complaint
 from hydraprune.evaluation import CERTIFIERS, AttackProtocol, Protocol
 from hydraprune.objectives import Objective, Trades
 from hydraprune.sparsity import (
@@ -330,13 +322,14 @@ def _share_complaints(recipe: Recipe) -> Iterator[str]:
 
 def _hardware_complaints(recipe: Recipe) -> Iterator[str]:
     hardware = recipe.hardware
-    for objective in (recipe.objective, recipe.pretrain_objective):
-        complaint = None if objective is None else compile_complaint(objective)
-        if hardware.compile and complaint is not None:
+    for setting, asked, objective in (
+        ("hardware.compile", hardware.compile, recipe.objective),
+        ("hardware.compile", hardware.compile, recipe.pretrain_objective),
+        ("hardware.sparse_attacks", hardware.sparse_attacks, recipe.objective),
+    ):
+        if asked and objective is not None and (complaint := outputs_complaint(setting, objective)):
             yield complaint
     if hardware.sparse_attacks:
-        if complaint := sparse_attacks_complaint(recipe.objective):
-            yield complaint
         if hardware.compile:
             yield "hardware.sparse_attacks and hardware.compile are two ways to run a network; ask for one of them"
         if hardware.accelerator == "cuda":
