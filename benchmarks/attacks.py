@@ -29,7 +29,7 @@ def step(way: str, name: str, batch: int, steps: int) -> Work:
     """Return `steps` steps on one batch."""
     shape = models.MODELS[name].usual_shape
     torch.manual_seed(0)
-    network = models.create(name, 10, shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = models.create(name, 10, shape).to(memory_format=torch.channels_last)
     images = torch.rand(batch, *shape).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,))
     network.train()(images)  # moves the statistics of BatchNorm
